@@ -1,0 +1,266 @@
+"""For how long a state carries an emotion: the same neutral continuation after every utterance, and probes along it.
+
+Because every utterance is followed by the very same tokens, nothing but the state can tell the emotions apart there.
+Measuring on generated replies was rejected as the first measure: their own words carry the emotion, so decoding it
+shows nothing about the state.
+
+At each offset three readers are scored on utterances they were not fitted on: `refit`, fitted at that offset (is the
+emotion there in any linear form?); `offset-0`, fitted at the utterance's last token (is it there in the same form?),
+with states standardised at each offset; and `shuffled`, refit on shuffled labels (what does nothing score?).
+
+Shape suffixes: N utterances, O offsets, K emotions, D width, S resamples.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
+
+from analyze.examples import SEED, folds, labelled_examples
+from analyze.probes import class_indexes, fitting_pool, make_probe
+from analyze.query import Run
+from analyze.scores import Interval, score
+from extract.corpus import Corpus
+from extract.identity import sha256_hex
+from extract.run import Request
+
+OFFSETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 400)
+"""Token offsets from the last token of the utterance."""
+READERS = ("refit", "offset-0", "shuffled")
+"""How the score at an offset is read; see the top of this file."""
+CHANCE = 0.5
+"""What one-vs-rest AUROC scores without signal."""
+ALL_EMOTIONS = "all"
+"""Name of the curve that averages over emotions."""
+
+_N_FOLDS = 5
+_N_RESAMPLES = 500
+
+
+@dataclass(frozen=True, slots=True)
+class HalfLife:
+    """The offset at which a score above chance has halved, in tokens, linear between the offsets measured."""
+
+    tokens: float | None
+    """None when the score never halved within the grid, or was not above chance at offset 0."""
+    low: float | None
+    """Lower end of the 95% interval; None as above."""
+    high: float | None
+    """Upper end; None as above."""
+    above_chance: bool
+    """Whether the score at offset 0 was above chance, interval and all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Score against offset for one emotion and one reader."""
+
+    emotion: str
+    """A label, or `all` for their mean."""
+    reader: str
+    """One of READERS."""
+    auroc: tuple[Interval, ...]
+    """One-vs-rest AUROC at each offset."""
+    half_life: HalfLife
+    """Of this curve."""
+
+
+@dataclass(frozen=True, slots=True)
+class PersistenceResult:
+    """Persistence of one site at one layer of one run."""
+
+    run_id: str
+    """The run whose utterances were continued."""
+    continued_run_id: str
+    """The run with the continuation."""
+    site: str
+    """Where the states were read."""
+    layer: int
+    """Which layer."""
+    kind: str
+    """Kind of probe."""
+    offsets: tuple[int, ...]
+    """Tokens from the last token of the utterance."""
+    emotions: tuple[str, ...]
+    """The labels."""
+    n_utterances: int
+    """How many were continued."""
+    curves: tuple[Curve, ...]
+    """For every reader, `all` and each emotion."""
+
+    def curve(self, emotion: str, reader: str) -> Curve:
+        """The curve of one emotion and one reader."""
+        return next(curve for curve in self.curves if (curve.emotion, curve.reader) == (emotion, reader))
+
+
+def continued_request(run: Run, layer: int, passage: str, per_label: int, offsets: Sequence[int] = OFFSETS) -> Request:
+    """What to extract so that persistence can be measured: a stratified sample of the run's utterances, continued.
+
+    Args:
+        passage: text forced after every utterance, after a blank line.
+        per_label: most utterances of each label; pairs are not broken on purpose, only by this limit.
+
+    Raises:
+        ValueError: the run has no usable labels.
+    """
+    examples = labelled_examples(run)
+    table = run.utterances()
+    order = np.array([sha256_hex(name.encode()) for name in table["utterance_id"].to_pylist()])[examples.rows]
+    chosen: list[int] = []
+    for label in examples.classes:
+        candidates = np.flatnonzero(examples.labels == label)
+        chosen += examples.rows[candidates[np.argsort(order[candidates])][:per_label]].tolist()
+    manifest = run.manifest
+    corpus = Corpus(f"{run.run_id} sample", table.drop_columns(["row", "n_tokens"])).take(sorted(chosen))
+    return Request(
+        model=manifest.model,
+        corpus=corpus,
+        sites="resid.offset",
+        layers=str(layer),
+        template=manifest.template,
+        continuation=f"\n\n{passage}",
+        offsets=tuple(offsets),
+        compute_dtype=manifest.identity.compute_dtype,
+        stored_dtype=manifest.identity.stored_dtype,
+        attention=manifest.identity.attention,
+        truncate=manifest.identity.truncate,
+    )
+
+
+def measure_persistence(
+    run: Run, continued: Run, layer: int, kind: str = "linear", on_offset: Callable[[], None] = lambda: None
+) -> PersistenceResult:
+    """Score probes along the continuation.
+
+    Args:
+        run: the run whose utterances were continued, for the record.
+        continued: a run made from `continued_request`.
+        on_offset: called after each offset.
+
+    Raises:
+        ValueError: the continued run is not complete or has too few examples of a label.
+    """
+    continued.require_complete()
+    examples = labelled_examples(continued)
+    truth_N = class_indexes(examples)
+    hidden_NOD = continued.hidden_rows("resid.offset", layer, examples.rows)
+    probability = _out_of_fold(hidden_NOD, truth_N, examples.groups, kind, on_offset)
+    offsets = continued.manifest.identity.offsets
+    curves = [curve for reader in READERS for curve in _curves(reader, probability[reader], truth_N, examples.classes, offsets)]
+    return PersistenceResult(
+        run_id=run.run_id,
+        continued_run_id=continued.run_id,
+        site="resid.offset",
+        layer=layer,
+        kind=kind,
+        offsets=offsets,
+        emotions=examples.classes,
+        n_utterances=len(examples.rows),
+        curves=tuple(curves),
+    )
+
+
+def half_life(offsets: Sequence[int], score_SO: NDArray[np.float64]) -> NDArray[np.float64]:
+    """First offset at which score above chance is half of what it was at the first offset, linear between offsets.
+
+    Returns:
+        For each resample the half-life in tokens; infinity where the score never halved, NaN where it began at or below chance.
+    """
+    above_SO = score_SO - CHANCE
+    excess_SO = above_SO - above_SO[:, :1] / 2
+    result_S = np.full(len(score_SO), np.inf)
+    for index in range(len(offsets) - 1, 0, -1):
+        before_S, after_S = excess_SO[:, index - 1], excess_SO[:, index]
+        crosses_S = (before_S > 0) & (after_S <= 0)
+        share_S = np.divide(before_S, before_S - after_S, out=np.zeros_like(before_S), where=crosses_S)
+        result_S = np.where(crosses_S, offsets[index - 1] + share_S * (offsets[index] - offsets[index - 1]), result_S)
+    return np.where(above_SO[:, 0] > 0, result_S, np.nan)
+
+
+def _out_of_fold(
+    hidden_NOD: NDArray[np.float32],
+    truth_N: NDArray[np.int64],
+    groups_N: NDArray[np.int64],
+    kind: str,
+    on_offset: Callable[[], None],
+) -> dict[str, NDArray[np.float64]]:
+    """Class probabilities (N, O, K) of each reader, every utterance read by probes of the folds it is not in."""
+    n_utterances, n_offsets, _ = hidden_NOD.shape
+    result = {reader: np.empty((n_utterances, n_offsets, int(truth_N.max()) + 1)) for reader in READERS}
+    shuffled_N = np.random.default_rng(SEED).permutation(truth_N)
+    splits = folds(truth_N, groups_N, _N_FOLDS)
+
+    def standardised(index: int, fold: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        train, test = splits[fold]
+        scaler = StandardScaler().fit(hidden_NOD[train, index])
+        return scaler.transform(hidden_NOD[train, index]), scaler.transform(hidden_NOD[test, index])
+
+    def fit(index: int, fold: int, labels_N: NDArray[np.int64]) -> Pipeline:
+        return make_probe(kind).fit(standardised(index, fold)[0], labels_N[splits[fold][0]])
+
+    def read(index: int) -> None:
+        for fold, (_, test) in enumerate(splits):
+            held_out = standardised(index, fold)[1]
+            probes = (fit(index, fold, truth_N), at_zero[fold], fit(index, fold, shuffled_N))
+            for reader, probe in zip(READERS, probes, strict=True):
+                result[reader][test, index] = probe.predict_proba(held_out)
+        on_offset()
+
+    with fitting_pool() as pool:
+        at_zero = list(pool.map(lambda fold: fit(0, fold, truth_N), range(_N_FOLDS)))  # the grid starts at offset 0
+        list(pool.map(read, range(n_offsets)))
+    return result
+
+
+def _curves(
+    reader: str,
+    probability_NOK: NDArray[np.float64],
+    truth_N: NDArray[np.int64],
+    emotions: tuple[str, ...],
+    offsets: tuple[int, ...],
+) -> list[Curve]:
+    scores = [score(truth_N, probability_NOK[:, index]) for index in range(len(offsets))]
+    area_SOK = _resampled_areas(probability_NOK, truth_N)
+    curves = []
+    for label, emotion in enumerate((*emotions, ALL_EMOTIONS)):
+        whole = emotion == ALL_EMOTIONS
+        auroc = tuple(entry.auroc if whole else entry.class_auroc[label] for entry in scores)
+        area_SO = area_SOK.mean(axis=2) if whole else area_SOK[:, :, label]
+        curves.append(Curve(emotion, reader, auroc, _half_life_interval(offsets, auroc, area_SO)))
+    return curves
+
+
+def _half_life_interval(offsets: tuple[int, ...], auroc: tuple[Interval, ...], area_SO: NDArray[np.float64]) -> HalfLife:
+    if auroc[0].low <= CHANCE:
+        return HalfLife(None, None, None, above_chance=False)
+    estimate = half_life(offsets, np.array([[point.value for point in auroc]]))[0]
+    resampled_S = np.sort(np.nan_to_num(half_life(offsets, area_SO), nan=0.0, posinf=np.inf))
+    low, high = resampled_S[[int(0.025 * _N_RESAMPLES), int(0.975 * _N_RESAMPLES)]]
+    return HalfLife(_finite(estimate), _finite(low), _finite(high), above_chance=True)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _resampled_areas(probability_NOK: NDArray[np.float64], truth_N: NDArray[np.int64]) -> NDArray[np.float64]:
+    """One-vs-rest AUROC (S, O, K) over bootstrap resamples of utterances, the same resample at every offset."""
+    n_utterances, n_offsets, n_emotions = probability_NOK.shape
+    generator = np.random.default_rng(SEED)
+    weight_SN = generator.multinomial(n_utterances, np.full(n_utterances, 1 / n_utterances), size=_N_RESAMPLES).astype(
+        np.float64
+    )
+    area_SOK = np.empty((_N_RESAMPLES, n_offsets, n_emotions))
+    for label in range(n_emotions):
+        positive_N = truth_N == label
+        weight_SP, weight_SQ = weight_SN[:, positive_N], weight_SN[:, ~positive_N]
+        pairs_S = np.maximum(weight_SP.sum(axis=1) * weight_SQ.sum(axis=1), 1)
+        for index in range(n_offsets):
+            value_N = probability_NOK[:, index, label]
+            difference_PQ = value_N[positive_N][:, None] - value_N[~positive_N][None, :]
+            wins_PQ = (difference_PQ > 0) + 0.5 * (difference_PQ == 0)
+            area_SOK[:, index, label] = np.einsum("sp,pq,sq->s", weight_SP, wins_PQ, weight_SQ, optimize=True) / pairs_S
+    return area_SOK

@@ -1,0 +1,66 @@
+"""Bytes that survive a power cut: write beside, fsync, rename or link, fsync the directory.
+
+Writing in place was rejected because a reader could see half an object, and a bare rename because the kernel may
+persist the name before the bytes. `os.link` is the exclusive create: unlike `O_EXCL` on the final name, a crash
+leaves no empty file there.
+"""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def ensure_directory(path: Path) -> None:
+    """Create a directory and its parents, and make each new entry durable in its parent."""
+    missing = []
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    for directory in reversed(missing):
+        directory.mkdir(exist_ok=True)
+        _sync_directory(directory.parent)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Make `path` hold `data`, all of it or not at all, durably; an earlier object of that name is replaced."""
+    with _written_beside(path, data) as temporary:
+        temporary.replace(path)
+    _sync_directory(path.parent)
+
+
+def create(path: Path, data: bytes) -> bool:
+    """Make `path` hold `data` durably if nothing is there yet.
+
+    Returns:
+        True when this call created it, False when something was there before: exactly one of several writers gets True.
+    """
+    with _written_beside(path, data) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+    _sync_directory(path.parent)
+    return True
+
+
+@contextlib.contextmanager
+def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,241 @@
+"""Plan a run, find or create it in the store, and do its missing shards one after another in this process.
+
+Everything a user can get wrong is found before the first byte is written: the model, its layers and sites, the
+template, and texts that are too long or have no tokens. Tokenizing happens here, once; shards read token ids and
+never see the tokenizer.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from extract.corpus import Corpus
+from extract.encoding import STORED_DTYPES
+from extract.engine import COMPUTE_DTYPES, Shape, default_device, load_tokenizer, read_shape
+from extract.identity import Identity
+from extract.models import Model, find_model
+from extract.shard import ShardTask, extract_shard
+from extract.sites import parse_layers, parse_sites
+from extract.store import Manifest, Receipt, Store, StoredRun, now
+from extract.tokens import Prompt, Template, tokenize
+
+DEFAULT_SITES = "resid.last,resid.mean"
+DEFAULT_ROWS_PER_SHARD = 1024
+DEFAULT_TOKEN_BUDGET = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a user asks to have extracted."""
+
+    model: str
+    """Name, directory or hub id."""
+    corpus: Corpus
+    """The utterances."""
+    sites: str = DEFAULT_SITES
+    """Comma-separated sites."""
+    layers: str = "all"
+    """`all`, `8,16` or `0:12`."""
+    template: str = "raw"
+    """A name from extract.tokens.TEMPLATES."""
+    continuation: str = ""
+    """Text forced after every prompt."""
+    offsets: tuple[int, ...] = ()
+    """Token offsets from the utterance's last token, for `offset` sites."""
+    compute_dtype: str = "bfloat16"
+    """Precision of the model: a key of extract.engine.COMPUTE_DTYPES."""
+    stored_dtype: str = "bfloat16"
+    """Precision of the store: one of extract.encoding.STORED_DTYPES."""
+    attention: str = "sdpa"
+    """Attention implementation of transformers."""
+    truncate: bool = False
+    """Cut utterances too long for the model instead of refusing them."""
+    rows_per_shard: int = DEFAULT_ROWS_PER_SHARD
+    """Rows of a shard, where the run is new."""
+    token_budget: int = DEFAULT_TOKEN_BUDGET
+    """Most tokens of a batch, where the run is new."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run in the store, with the model that makes it."""
+
+    store: Store
+    """Where it is kept."""
+    run: StoredRun
+    """The run, created or found."""
+    model: Model
+    """Its model on this machine."""
+
+    @property
+    def n_rows_done(self) -> int:
+        """Rows of shards that have a receipt."""
+        missing = (self.run.shard_rows(shard) for shard in self.run.missing_shards())
+        return self.run.manifest.n_rows - sum(stop - start for start, stop in missing)
+
+    def tasks(self) -> list[ShardTask]:
+        """The shards without a receipt."""
+        return [
+            ShardTask(str(self.store.root), self.run.run_id, shard, self.model.directory, default_device())
+            for shard in self.run.missing_shards()
+        ]
+
+
+def plan_run(request: Request, location: str) -> Plan:
+    """Check a request, tokenize its corpus and find or create its run.
+
+    Args:
+        location: the store's directory; it is made where there is nothing yet.
+
+    Raises:
+        ValueError: something in the request cannot be; nothing was written.
+    """
+    _check_choices(request)
+    model = find_model(request.model)
+    shape = read_shape(model)
+    tokenizer = load_tokenizer(model)
+    template = Template(request.template, tokenizer)
+    layers = parse_layers(request.layers, shape.n_layers)
+    sites = tuple(str(site) for site in parse_sites(request.sites))
+    prompts = _prompts(request, template, tokenizer, shape)
+    offsets = _checked_offsets(request, sites, prompts)
+    identity = Identity(
+        weights=model.weights_identity,
+        tokenizer=model.tokenizer_digest,
+        template=template.text,
+        continuation=request.continuation,
+        corpus=request.corpus.digest,
+        sites=sites,
+        offsets=offsets,
+        layers=layers,
+        compute_dtype=request.compute_dtype,
+        stored_dtype=request.stored_dtype,
+        attention=request.attention,
+        truncate=request.truncate,
+    )
+    manifest = Manifest(
+        run_id=identity.run_id,
+        identity=identity,
+        n_rows=request.corpus.n_rows,
+        n_layers=shape.n_layers,
+        width=shape.width,
+        rows_per_shard=request.rows_per_shard,
+        token_budget=request.token_budget,
+        tables=(),
+        model=model.name,
+        template=request.template,
+        corpus=request.corpus.name,
+        created=now(),
+    )
+    store = Store.open(location, create=True)
+    utterances = _utterances(request.corpus, prompts)
+    run = store.find(identity)
+    if run is None:
+        run = store.create_run(manifest, {"utterances": utterances, "tokens": _tokens(prompts)})
+    _check_same_columns(run, utterances)
+    return Plan(store, run, model)
+
+
+def extract_missing(plan: Plan, on_rows: Callable[[int], None] = lambda _: None) -> list[Receipt]:
+    """Do the run's missing shards, one after another, in this process.
+
+    Args:
+        on_rows: called with the number of rows computed, batch by batch.
+    """
+    return [extract_shard(task, on_rows) for task in plan.tasks()]
+
+
+def reopen(store: Store, run: StoredRun) -> Plan:
+    """A plan for a stored run, with its model found again and proven to be the same.
+
+    Raises:
+        ValueError: the model is not on this machine any more, or is another one now.
+    """
+    model = find_model(run.manifest.model)
+    if (model.weights_identity, model.tokenizer_digest) != (run.manifest.identity.weights, run.manifest.identity.tokenizer):
+        raise ValueError(f"the model {run.manifest.model!r} on this machine is not the one run {run.run_id} was made with")
+    return Plan(store, run, model)
+
+
+def _check_choices(request: Request) -> None:
+    for name, value, choices in (
+        ("compute dtype", request.compute_dtype, tuple(COMPUTE_DTYPES)),
+        ("stored dtype", request.stored_dtype, STORED_DTYPES),
+    ):
+        if value not in choices:
+            raise ValueError(f"{value!r} is no {name}; choose from {', '.join(choices)}")
+    if request.rows_per_shard < 1 or request.token_budget < 1:
+        raise ValueError("rows per shard and the token budget must be 1 or more")
+
+
+def _prompts(request: Request, template: Template, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> list[Prompt]:
+    texts = request.corpus.table["text"].to_pylist()
+    ids = request.corpus.table["utterance_id"].to_pylist()
+    continuation = tuple(tokenizer(request.continuation, add_special_tokens=False)["input_ids"]) if request.continuation else ()
+    prompts: list[Prompt] = []
+    too_long: list[tuple[int, int]] = []
+    for row, prompt in enumerate(tokenize(template, texts, continuation, shape.context, request.truncate)):
+        if isinstance(prompt, int):
+            too_long.append((row, prompt))
+        elif prompt.start == prompt.stop:
+            raise ValueError(f"row {row:,}, id {ids[row]!r}, has no tokens of its own (text {texts[row]!r}); remove it")
+        else:
+            prompts.append(prompt)
+    if too_long:
+        row, n_tokens = too_long[0]
+        raise ValueError(
+            f"{len(too_long):,} of {len(texts):,} texts are longer than the model's {shape.context:,} tokens "
+            f"(first: row {row:,}, id {ids[row]!r}, {n_tokens:,} tokens); "
+            "shorten them, drop them, or cut them with --truncate (the run records it)"
+        )
+    return prompts
+
+
+def _checked_offsets(request: Request, sites: Sequence[str], prompts: Sequence[Prompt]) -> tuple[int, ...]:
+    wanted = any(site.endswith(".offset") for site in sites)
+    if wanted != bool(request.offsets):
+        raise ValueError("offset sites and a grid of offsets go together: give both or neither")
+    offsets = tuple(sorted(set(request.offsets)))
+    for row, prompt in enumerate(prompts) if offsets else ():
+        first, last = prompt.stop - 1 + offsets[0], prompt.stop - 1 + offsets[-1]
+        if first < 0 or last >= len(prompt.ids):
+            problem = offsets[0] if first < 0 else offsets[-1]
+            raise ValueError(f"row {row:,} has no token at offset {problem}; take a longer continuation or a smaller grid")
+    return offsets
+
+
+def _utterances(corpus: Corpus, prompts: Sequence[Prompt]) -> pa.Table:
+    """The corpus with `row` and `n_tokens` (the utterance's own) in front, overwriting columns of those names."""
+    table = corpus.table.drop_columns([name for name in ("row", "n_tokens") if name in corpus.table.column_names])
+    table = table.add_column(0, "row", pa.array(range(len(prompts)), pa.int64()))
+    return table.append_column("n_tokens", pa.array([prompt.stop - prompt.start for prompt in prompts], pa.int64()))
+
+
+def _tokens(prompts: Sequence[Prompt]) -> pa.Table:
+    return pa.table(
+        {
+            "row": pa.array(range(len(prompts)), pa.int64()),
+            "ids": pa.array([prompt.ids for prompt in prompts], pa.list_(pa.int32())),
+            "start": pa.array([prompt.start for prompt in prompts], pa.int32()),
+            "stop": pa.array([prompt.stop for prompt in prompts], pa.int32()),
+            "prompt_stop": pa.array([prompt.prompt_stop for prompt in prompts], pa.int32()),
+            "truncated": pa.array([prompt.truncated for prompt in prompts], pa.bool_()),
+        }
+    )
+
+
+def _check_same_columns(run: StoredRun, utterances: pa.Table) -> None:
+    """A run found again must hold the labels and columns it is asked with, or an analysis would read stale ones."""
+    stored = run.table("utterances")
+    differing = [
+        name
+        for name in dict.fromkeys(stored.column_names + utterances.column_names)
+        if name not in stored.column_names or name not in utterances.column_names or not stored[name].equals(utterances[name])
+    ]
+    if differing:
+        raise ValueError(
+            f"run {run.run_id} holds these texts already, but with other values in {', '.join(differing)}; "
+            "stored runs never change, so extract the corrected corpus into another store"
+        )

@@ -1,0 +1,79 @@
+"""Where in the network and where in the text a hidden state is read: `component.position`, and which layers.
+
+Layers follow `hidden_states[i]` of transformers: 0 is the embedding output, i the output of block i. The state after
+the final norm is never layer L; it is a component of its own.
+"""
+
+import re
+from dataclasses import dataclass
+
+COMPONENTS = ("resid",)
+"""Components this version reads: `resid`, the output of a block."""
+
+POSITIONS = ("last", "mean", "first", "offset", "prompt_last", "prompt_mean")
+"""Token positions. `last`, `mean`, `first`, `offset` speak of the utterance's own tokens, `prompt_*` of the whole prompt."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Site:
+    """One place where hidden states are read, such as `resid.last`."""
+
+    component: str
+    """One of COMPONENTS."""
+    position: str
+    """One of POSITIONS."""
+
+    def __str__(self) -> str:
+        return f"{self.component}.{self.position}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Site":
+        """Read `component.position`.
+
+        Raises:
+            ValueError: the site does not exist; the message names the ones that do.
+        """
+        component, _, position = text.strip().partition(".")
+        if component not in COMPONENTS or position not in POSITIONS:
+            choices = ", ".join(f"{c}.{p}" for c in COMPONENTS for p in POSITIONS)
+            raise ValueError(f"there is no site {text.strip()!r}; choose from {choices}")
+        return cls(component, position)
+
+
+def parse_sites(text: str) -> tuple[Site, ...]:
+    """Read a comma-separated list of sites, sorted and without repeats.
+
+    Raises:
+        ValueError: a site does not exist, or the list is empty.
+    """
+    sites = tuple(sorted({Site.parse(part) for part in text.split(",") if part.strip()}))
+    if not sites:
+        raise ValueError("no site is named; for example resid.last,resid.mean")
+    return sites
+
+
+def parse_layers(text: str, n_layers: int) -> tuple[int, ...]:
+    """Read `all`, `8,16` or `0:12` (a half-open range, as in Python) for a model of `n_layers` blocks.
+
+    Returns:
+        Ascending layers without repeats, each from 0 (embedding output) to `n_layers` (output of the last block).
+
+    Raises:
+        ValueError: a part is not a layer or a range, or a layer does not exist.
+    """
+    everything = range(n_layers + 1)
+    if text.strip() == "all":
+        return tuple(everything)
+    layers: set[int] = set()
+    for part in (piece.strip() for piece in text.split(",")):
+        match = re.fullmatch(r"(\d+)(?::(\d+))?", part)
+        if not match:
+            raise ValueError(f"cannot read layers {text!r}; write all, a list such as 8,16 or a range such as 0:12")
+        start = int(match[1])
+        layers.update(range(start, int(match[2])) if match[2] else (start,))
+    missing = sorted(layers - set(everything))
+    if missing:
+        raise ValueError(f"there is no layer {missing[0]}; this model has layers 0 (embedding) to {n_layers}")
+    if not layers:
+        raise ValueError(f"the range {text!r} holds no layer; it counts as in Python, so 8:9 is layer 8")
+    return tuple(sorted(layers))
