@@ -21,8 +21,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from extract.gguf import quiet_transformers
 from extract.models import Model
+from extract.quiet import quiet_transformers
 from extract.sites import Site
 from extract.tokens import Prompt
 
@@ -103,7 +103,7 @@ class Engine:
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ValueError(f"cannot load the model in {directory}: {error}") from error
         self._model: Any = model.eval().requires_grad_(False).to(device)
-        self._blocks = _find_blocks(self._model)
+        self._blocks = find_blocks(self._model)
         self.device = torch.device(device)
         """Where the model computes."""
         self._causal = True
@@ -205,7 +205,12 @@ def plan_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int
         yield batch
 
 
-def _find_blocks(model: nn.Module) -> nn.ModuleList:
+def find_blocks(model: nn.Module) -> nn.ModuleList:
+    """The model's blocks in order.
+
+    Raises:
+        ValueError: there is no list of as many modules as the configuration has blocks.
+    """
     n_layers = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == n_layers:

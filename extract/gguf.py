@@ -9,13 +9,12 @@ moves token boundaries around digits and runs of spaces; the ones known here are
 """
 
 import contextlib
-import io
 import json
 import os
 import secrets
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,10 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.integrations.gguf.reader import read_gguf_metadata
-from transformers.utils import logging as transformers_logging
 
 from extract.identity import file_sha256
 from extract.models import Model, check_name, models_directory
+from extract.quiet import quiet_transformers
 
 PROVENANCE_FILE = "affectome.json"
 """Says which GGUF a model directory was made from."""
@@ -140,17 +139,3 @@ def _move_into_place(temporary: Path, target: Path) -> None:
         temporary.rename(target)
     if not (target / "config.json").is_file():
         raise ValueError(f"{target} exists and is not a model; move it away and import again")
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without transformers' bars and notices: they speak of details no user chose, over the project's own progress."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader draws a bar of its own
-            yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        transformers_logging.enable_progress_bar()
