@@ -166,12 +166,15 @@ class Engine:
                 handle.remove()
 
     def _measure_causality(self) -> bool:
-        """Change the last of four tokens and see whether the states of the first three move."""
+        """Change the last of four tokens and see whether the states of the first three move at all.
+
+        A causal model that rounds differently for reasons of its own counts as not causal, and gets a mask it does not need.
+        """
         states: list[torch.Tensor] = []
         for last in (3, 4):
             prompt = Prompt((1, 2, 1, last), 0, 4, 4)
             self._forward([prompt], [len(self._blocks)], lambda hidden_BTD: states.append(hidden_BTD[0, :3].float()))
-        return torch.allclose(states[0], states[1], rtol=1e-2, atol=1e-2 * float(states[0].abs().max()))
+        return torch.equal(states[0], states[1])
 
 
 @lru_cache(maxsize=1)

@@ -26,6 +26,8 @@ class Verdict:
     """Rows asked for."""
     n_rows_whole: int
     """Rows in shards without a problem."""
+    n_receipts: int
+    """Receipts found and right."""
     n_objects: int
     """Objects read and compared."""
     n_bytes: int
@@ -42,7 +44,7 @@ class Verdict:
 def verify(run: StoredRun) -> Verdict:
     """Check a run to the last byte."""
     problems = list(_table_problems(run))
-    n_rows = n_objects = n_bytes = 0
+    n_rows = n_receipts = n_objects = n_bytes = 0
     for shard in range(run.n_shards):
         start, stop = run.shard_rows(shard)
         try:
@@ -52,11 +54,12 @@ def verify(run: StoredRun) -> Verdict:
             receipt, found = None, [str(error)]
         if receipt is not None:
             found = list(_shard_problems(run, receipt))
+            n_receipts += 1
             n_objects += len(receipt.objects)
             n_bytes += sum(entry.size for entry in receipt.objects)
         problems += [f"shard {shard}: {problem}" for problem in found]
         n_rows += 0 if found else stop - start
-    return Verdict(run.run_id, run.manifest.n_rows, n_rows, n_objects, n_bytes, tuple(problems))
+    return Verdict(run.run_id, run.manifest.n_rows, n_rows, n_receipts, n_objects, n_bytes, tuple(problems))
 
 
 def _table_problems(run: StoredRun) -> Iterator[str]:

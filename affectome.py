@@ -1,0 +1,84 @@
+"""affectome maps where a language model keeps emotion. For notebooks: `open`, `extract`, `analyze`.
+
+import affectome
+run = affectome.extract(corpus="builtin", store="emotion")
+X = run.hidden(site="resid.last", layer=12, where="label = 'joy' and split = 'test'")
+result = affectome.analyze(run, site="resid.last")
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from analyze.probes import ProbeResult
+    from analyze.query import Run, Store
+
+__all__ = ["analyze", "extract", "open"]
+
+
+def _check_siblings() -> None:
+    """The installed packages have everyday names, which a user's own `analyze.py` beside a notebook would shadow."""
+    here = Path(__file__).resolve().parent
+    for name in ("extract", "analyze", "cluster"):
+        found = importlib.util.find_spec(name)
+        origin = Path(found.origin).resolve() if found is not None and found.origin else None
+        if origin != here / name / "__init__.py":
+            where = f"found {origin}" if origin else "found none"
+            raise ImportError(
+                f"affectome needs its own package {name!r}, but {where}: rename that file or folder, "
+                "or start Python in another directory"
+            )
+
+
+_check_siblings()
+
+
+def open(location: str) -> "Store":  # noqa: A001 - the name users expect: affectome.open
+    """Open a store for reading: `affectome.open("emotion").run("3f9c")`.
+
+    Raises:
+        ValueError: there is no store there.
+    """
+    from analyze.query import open_store
+
+    return open_store(location)
+
+
+def extract(*, corpus: str, store: str, model: str = "smollm2-135m-instruct", **options: Any) -> "Run":
+    """Run a model over a corpus in this process, keep its hidden states, and return the run, finished.
+
+    Args:
+        corpus: `builtin`, or a path or URL of a Parquet, JSONL or CSV file.
+        store: the store's directory; made where there is nothing yet.
+        model: name, directory or hub id.
+        options: further fields of extract.run.Request, such as `sites`, `layers`, `template`, `truncate`.
+
+    Raises:
+        ValueError: something asked for cannot be; nothing was written.
+    """
+    from analyze.query import Run
+    from extract.corpus import read_corpus
+    from extract.run import Request, extract_missing, plan_run
+
+    plan = plan_run(Request(model=model, corpus=read_corpus(corpus), **options), store)
+    extract_missing(plan)
+    return Run(plan.run)
+
+
+def analyze(run: "Run", *, site: str = "resid.last", kind: str = "linear") -> "ProbeResult":
+    """Fit and score a probe on every layer of a run.
+
+    Raises:
+        ValueError: the run is not finished, has no usable labels, or lacks the site.
+    """
+    from analyze.probes import probe_layers
+
+    return probe_layers(run, site, run.layers, kind)
+
+
+def main() -> None:
+    """The command line."""
+    from cluster.cli import main as command_line
+
+    command_line()

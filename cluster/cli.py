@@ -1,0 +1,68 @@
+"""The command line: `affectome --help` is the map.
+
+Exit codes: 0 done, 1 failed, 2 wrong use. An error is one sentence that says what was wrong, where, and what to do; `--debug`
+shows the traceback behind it.
+"""
+
+import errno
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from cluster.commands.analysis import persistence, probe, report
+from cluster.commands.corpora import corpora
+from cluster.commands.demo import demo
+from cluster.commands.extraction import extract, runs, verify_runs
+from cluster.commands.models import check_model, models
+from cluster.console import note
+
+_DEBUG = "--debug"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Map where language models keep emotion.",
+)
+
+
+@app.callback()
+def settings(
+    debug: Annotated[bool, typer.Option(_DEBUG, help="Show the traceback behind an error.")] = False,
+) -> None:
+    """Options of every command."""
+
+
+app.command()(demo)
+app.add_typer(models, name="models")
+app.command("check-model")(check_model)
+app.add_typer(corpora, name="corpus")
+app.command()(extract)
+app.command()(runs)
+app.command("verify")(verify_runs)
+app.command()(probe)
+app.command()(persistence)
+app.command()(report)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        app()
+    except (ValueError, RuntimeError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # whoever read our output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        if _DEBUG in sys.argv:
+            raise
+        note(f"error: {_sentence(error)}")
+        sys.exit(2 if isinstance(error, ValueError) else 1)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"the disk is full ({error.filename or 'writing'}); free some space and launch again: finished shards are kept"
+    return str(error) or type(error).__name__

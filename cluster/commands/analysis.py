@@ -1,0 +1,119 @@
+"""affectome probe, affectome persistence, affectome report."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from analyze import results
+from analyze.persistence import Curve, PersistenceResult
+from analyze.probes import ProbeResult
+from analyze.query import Run, open_store
+from cluster import pipeline
+from cluster.commands.options import JsonOption, KindOption, LayersOption, RunArgument, StoreArgument
+from cluster.console import Row, note, print_json, print_rows
+from extract.sites import parse_layers
+
+
+def probe(
+    store: StoreArgument,
+    run: RunArgument,
+    site: Annotated[str, typer.Option(help="Where to read, such as resid.last.")] = "resid.last",
+    layers: LayersOption = "all",
+    kind: KindOption = "linear",
+    as_json: JsonOption = False,
+) -> None:
+    """Fit a probe on each layer and score it on the test split."""
+    opened = open_store(store).run(run)
+    chosen = opened.layers if layers == "all" else parse_layers(layers, opened.manifest.n_layers)
+    result = pipeline.probe(opened, site, chosen, kind)
+    _tell_left_out(result)
+    if as_json:
+        print_json(asdict(result))
+    else:
+        print_probe(result)
+
+
+def persistence(
+    store: StoreArgument,
+    run: RunArgument,
+    layer: Annotated[int | None, typer.Option(help="Which layer; without it, the best for resid.last.")] = None,
+    passage: Annotated[str, typer.Option(help="Which built-in neutral passage to continue with.")] = pipeline.DEFAULT_PASSAGE,
+    per_label: Annotated[int, typer.Option(min=5, help="Most utterances of each label.")] = pipeline.DEFAULT_PER_LABEL,
+    kind: KindOption = "linear",
+    as_json: JsonOption = False,
+) -> None:
+    """Force the same neutral continuation after every utterance and probe along it."""
+    opened = open_store(store).run(run)
+    chosen = layer if layer is not None else best_last_layer(opened, kind)
+    result = pipeline.persistence(opened, chosen, passage, per_label, kind, store)
+    if as_json:
+        print_json(asdict(result))
+    else:
+        print_persistence(result)
+
+
+def report(
+    store: StoreArgument,
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option(help="Directory to write; without it, in the run's own directory.")] = None,
+) -> None:
+    """Write report.html and its pictures, and print where."""
+    opened = open_store(store).run(run)
+    typer.echo(pipeline.report(opened, out or opened.stored.directory / "report"))
+
+
+def best_last_layer(run: Run, kind: str) -> int:
+    """The best layer for `resid.last`, from probes kept with the run or made now."""
+    kept = [result for result in results.probes(run) if (result.site, result.kind) == ("resid.last", kind)]
+    result = kept[0] if kept else pipeline.probe(run, "resid.last", run.layers, kind)
+    return result.best_layer
+
+
+def print_probe(result: ProbeResult) -> None:
+    """Print a table of layers."""
+    rows: list[Row] = [
+        {
+            "layer": entry.layer,
+            "accuracy": f"{entry.test.accuracy.value:.3f} [{entry.test.accuracy.low:.3f}, {entry.test.accuracy.high:.3f}]",
+            "macro_f1": f"{entry.test.macro_f1.value:.3f} [{entry.test.macro_f1.low:.3f}, {entry.test.macro_f1.high:.3f}]",
+            "auroc": f"{entry.test.auroc.value:.3f} [{entry.test.auroc.low:.3f}, {entry.test.auroc.high:.3f}]",
+            "shuffled_accuracy": entry.control.accuracy.value,
+            "": "<- best" if entry.layer == result.best_layer else "",
+        }
+        for entry in result.layers
+    ]
+    title = f"{result.site}, {result.kind} probe: {result.n_train:,} train, {result.n_test:,} test, chance {result.chance:.3f}"
+    print_rows(title, rows, as_json=False)
+
+
+def print_persistence(result: PersistenceResult) -> None:
+    """Print a table of emotions: scores along the continuation and half-lives."""
+    curves = [result.curve(emotion, reader) for reader in ("refit", "offset-0") for emotion in ("all", *result.emotions)]
+    rows: list[Row] = [
+        {"reader": curve.reader, "emotion": curve.emotion}
+        | {f"@{offset}": curve.auroc[index].value for index, offset in enumerate(result.offsets)}
+        | {"half_life": half_life_text(curve, result.offsets[-1])}
+        for curve in curves
+    ]
+    title = f"AUROC along the continuation, layer {result.layer}, {result.n_utterances:,} utterances, chance 0.5"
+    print_rows(title, rows, as_json=False)
+
+
+def half_life_text(curve: Curve, last_offset: int) -> str:
+    """A half-life with its interval, for people."""
+    half_life = curve.half_life
+    if not half_life.above_chance:
+        return "not above chance at 0"
+    value, low, high = (
+        f">{last_offset}" if end is None else f"{end:.0f}" for end in (half_life.tokens, half_life.low, half_life.high)
+    )
+    return f"{value} [{low}, {high}]"
+
+
+def _tell_left_out(result: ProbeResult) -> None:
+    if result.n_unlabelled:
+        note(f"left out {result.n_unlabelled:,} rows because they carry no single label")
+    if result.n_other_split:
+        note(f"left out {result.n_other_split:,} rows because their split is neither train nor test")

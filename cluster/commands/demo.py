@@ -1,0 +1,42 @@
+"""affectome demo: the whole pipeline on the built-in model and corpus."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from analyze.query import Run
+from cluster import pipeline
+from cluster.commands.analysis import print_persistence, print_probe
+from cluster.console import note
+from extract.corpus import BUILTIN as BUILTIN_CORPUS
+from extract.corpus import read_corpus
+from extract.models import BUILTIN, find_model
+from extract.run import Request
+from extract.verify import verify
+
+
+def demo(
+    directory: Annotated[Path, typer.Option(help="Where the store and the report go.")] = Path("affectome-demo"),
+) -> None:
+    """From text to a map of emotion by layer: the built-in model on the built-in corpus."""
+    began = time.monotonic()
+    location = str(directory / "store")
+    note(f"model {BUILTIN}: {find_model(BUILTIN).directory}")
+    plan = pipeline.extract(Request(BUILTIN, read_corpus(BUILTIN_CORPUS)), location)
+    verdict = verify(plan.run)
+    if not verdict.whole:
+        raise RuntimeError(f"run {plan.run.run_id} is damaged: {verdict.problems[0]}; remove {location} and run the demo again")
+    note(f"verified {verdict.n_objects:,} objects, {verdict.n_bytes:,} bytes")
+    run = Run(plan.run)
+    probes = {site: pipeline.probe(run, site, run.layers, "linear") for site in run.sites}
+    layer = probes["resid.last"].best_layer
+    persistence = pipeline.persistence(run, layer, pipeline.DEFAULT_PASSAGE, pipeline.DEFAULT_PER_LABEL, "linear", location)
+    path = pipeline.report(run, directory / "report")
+    for result in probes.values():
+        print_probe(result)
+    print_persistence(persistence)
+    note(f"done in {time.monotonic() - began:.0f} s")
+    typer.echo(f"run {run.run_id} in {location}")
+    typer.echo(f"report: {path.resolve()}")

@@ -1,0 +1,66 @@
+"""affectome models list, affectome models import, affectome check-model."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.commands.options import JsonOption
+from cluster.console import note, print_rows, progress
+from extract.corpus import BUILTIN as BUILTIN_CORPUS
+from extract.corpus import read_corpus
+from extract.models import BUILTIN, BUILTIN_INSTALL, builtin_gguf, find_model, imported_models
+
+models = typer.Typer(no_args_is_help=True, help="Built-in and local models.")
+
+
+@models.command("list")
+def list_models(as_json: JsonOption = False) -> None:
+    """List the built-in model and the imported ones."""
+    imported = {model.name: str(model.directory) for model in imported_models()}
+    ready = imported.get(BUILTIN) or ("imported on first use" if builtin_gguf() else f"not installed: {BUILTIN_INSTALL}")
+    rows = [{"model": BUILTIN, "built_in": True, "where": ready}]
+    rows += [{"model": name, "built_in": False, "where": where} for name, where in imported.items() if name != BUILTIN]
+    print_rows("models", rows, as_json)
+
+
+@models.command("import")
+def import_model(
+    source: Annotated[Path | None, typer.Argument(help="A GGUF file; without it, the built-in model.")] = None,
+    name: Annotated[str | None, typer.Option(help="Its name from now on; the file's name without it.")] = None,
+) -> None:
+    """Turn a GGUF file once into safetensors in the cache, and print its name."""
+    if source is None:
+        model = find_model(BUILTIN)
+    else:
+        from extract.gguf import import_gguf
+
+        model = import_gguf(source, name or source.stem.lower())
+    note(f"{model.name} is in {model.directory}")
+    typer.echo(model.name)
+
+
+def check_model(
+    model: Annotated[str, typer.Argument(help="Name, directory or hub id.")] = BUILTIN,
+    texts: Annotated[int, typer.Option(min=1, help="How many texts of the built-in corpus to compare.")] = 24,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the engine with plain transformers at batch 1 in float32, layer by layer."""
+    from extract.engine import default_device
+    from extract.parity import TOLERANCES, check_parity
+
+    found = find_model(model)
+    chosen = read_corpus(BUILTIN_CORPUS).head(texts).table["text"].to_pylist()
+    rows, failed = [], []
+    for dtype in TOLERANCES:
+        with progress(f"comparing in {dtype}", len(chosen), "texts") as advance:
+            entries = check_parity(found, dtype, chosen, default_device(), lambda advance=advance: advance(1))
+        rows += [{"dtype": dtype, **asdict(entry), "passes": entry.passes(dtype)} for entry in entries]
+        failed += [f"{dtype} layer {entry.layer}" for entry in entries if not entry.passes(dtype)]
+    print_rows(f"{found.name}: relative L2 error against plain transformers over {len(chosen)} texts", rows, as_json)
+    if failed:
+        raise RuntimeError(f"{found.name} differs from plain transformers at {', '.join(failed)}")
+    note(
+        f"{found.name} agrees: float32 at worst below {TOLERANCES['float32']:g}, bfloat16 median below {TOLERANCES['bfloat16']:g}"
+    )

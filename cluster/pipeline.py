@@ -1,0 +1,84 @@
+"""The steps of the pipeline with their progress, shared by the single commands and the demo."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.compute as pc
+
+from analyze import results
+from analyze.persistence import OFFSETS, PersistenceResult, continued_request, measure_persistence
+from analyze.probes import ProbeResult, probe_layers
+from analyze.projection import project
+from analyze.query import Run
+from analyze.report import write_report
+from cluster.console import note, progress
+from extract.corpus import read_passages
+from extract.run import Plan, Request, extract_missing, plan_run
+
+DEFAULT_PASSAGE = "bus-timetable-route-14"
+DEFAULT_PER_LABEL = 24
+
+
+def extract(request: Request, location: str) -> Plan:
+    """Plan a run and do what is missing of it."""
+    plan = plan_run(request, location)
+    manifest, done = plan.run.manifest, plan.n_rows_done
+    if done == manifest.n_rows:
+        note(f"run {plan.run.run_id} is finished already: {done:,} of {manifest.n_rows:,} rows are in {location}")
+        return plan
+    found = f"; {done:,} rows are done already" if done else ""
+    note(f"run {plan.run.run_id}: {manifest.n_rows:,} rows through {manifest.model}{found}")
+    with progress("extracting", manifest.n_rows - done, "rows") as advance:
+        extract_missing(plan, advance)
+    return plan
+
+
+def probe(run: Run, site: str, layers: Sequence[int], kind: str) -> ProbeResult:
+    """Probe layers and keep the result; a result of the same layers that was kept before is used again."""
+    for kept in results.probes(run):
+        if (kept.site, kept.kind, [entry.layer for entry in kept.layers]) == (site, kind, list(layers)):
+            note(f"probes of {site} were kept with run {run.run_id}")
+            return kept
+    with progress(f"probing {site}", len(layers), "layers") as advance:
+        result = probe_layers(run, site, layers, kind, lambda: advance(1))
+    results.save(run, result)
+    return result
+
+
+def persistence(run: Run, layer: int, passage_id: str, per_label: int, kind: str, location: str) -> PersistenceResult:
+    """Continue a sample of a run's utterances with a neutral passage, probe along it and keep the result."""
+    plan = extract(continued_request(run, layer, passage_text(passage_id), per_label), location)
+    continued = Run(plan.run)
+    for kept in results.persistence(run):
+        if (kept.continued_run_id, kept.layer, kept.kind) == (continued.run_id, layer, kind):
+            note(f"persistence at layer {layer} was kept with run {run.run_id}")
+            return kept
+    with progress("probing along the continuation", len(OFFSETS), "offsets") as advance:
+        result = measure_persistence(run, continued, layer, kind, lambda: advance(1))
+    results.save(run, result)
+    return result
+
+
+def report(run: Run, directory: Path) -> Path:
+    """Write a run's report from the results kept with it; probes that are missing are made first."""
+    kept = results.probes(run)
+    if not kept:
+        kept = [probe(run, site, run.layers, "linear") for site in run.sites if not site.endswith(".offset")]
+    if not kept:
+        raise ValueError(f"run {run.run_id} holds only offset sites; report the run whose utterances it continues")
+    best = max(kept, key=lambda result: result.best.selection_accuracy)
+    projection = project(run, best.site, best.best_layer, best.kind)
+    return write_report(run, kept, results.persistence(run), projection, directory)
+
+
+def passage_text(passage_id: str) -> str:
+    """A built-in neutral passage.
+
+    Raises:
+        ValueError: there is no such passage; the message names the choices.
+    """
+    passages = read_passages()
+    found = passages.filter(pc.equal(passages["passage_id"], passage_id))["text"].to_pylist()
+    if not found:
+        raise ValueError(f"there is no passage {passage_id!r}; choose from {', '.join(passages['passage_id'].to_pylist())}")
+    return str(found[0])

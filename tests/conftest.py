@@ -1,0 +1,48 @@
+"""Fixtures: real models and data. Nothing here stands in for the product."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaModel
+
+from extract.models import BUILTIN, Model, find_model
+
+_GOEMOTIONS = Path(__file__).resolve().parents[2] / "shared" / "data" / "goemotions"
+
+
+@pytest.fixture(scope="session")
+def builtin_model() -> Model:
+    """SmolLM2-135M-Instruct, imported into the user's cache the first time."""
+    return find_model(BUILTIN)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(builtin_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A Llama of 3 blocks and width 32 with random weights, the built-in model's tokenizer, and a context of 64 tokens."""
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    directory.mkdir()
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(0)
+    LlamaModel(config).save_pretrained(directory)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(builtin_model.directory / name, directory / name)
+    return Model(str(directory), directory)
+
+
+@pytest.fixture(scope="session")
+def goemotions() -> Path:
+    """A directory with GoEmotions as Parquet; the project passes its tests without it."""
+    if not _GOEMOTIONS.is_dir():
+        pytest.skip("GoEmotions is not here; these tests want its Parquet files in ../shared/data/goemotions")
+    return _GOEMOTIONS

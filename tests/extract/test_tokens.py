@@ -1,0 +1,210 @@
+"""Prompts held against plain transformers, and utterance spans against a count of bytes."""
+
+import dataclasses
+from itertools import accumulate
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from extract.models import Model
+from extract.tokens import Prompt, Template, tokenize, tokens_digest
+
+_CHAT_WITH_BOS = (
+    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] | trim }} {% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+_pieces = st.sampled_from(["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|im_end|>\n<|im_start|>assistant\n"]) | st.sampled_from(
+    [" ", "\n", "\t", "  ", "\r\n", "\u00a0", "\u200b", "\u0301", "42", "1,000", "I'm", "happy", "é", "😀", "👩‍👩‍👧", "日本", "{{ text }}", "[", "[assistant]"]
+)
+_texts = st.text(max_size=12) | st.lists(_pieces, max_size=6).map("".join)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(builtin_model: Model) -> PreTrainedTokenizerFast:
+    return _load(builtin_model)
+
+
+@pytest.fixture(scope="module")
+def bos_tokenizer(builtin_model: Model) -> PreTrainedTokenizerFast:
+    """Puts a BOS in front of every text, writes it in its chat template as well, and trims messages: as Llama 3 does."""
+    tokenizer = _load(builtin_model)
+    tokenizer.bos_token = "<|endoftext|>"
+    tokenizer.chat_template = _CHAT_WITH_BOS
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", tokenizer.convert_tokens_to_ids("<|endoftext|>"))]
+    )
+    return tokenizer
+
+
+def _load(model: Model) -> PreTrainedTokenizerFast:
+    tokenizer = AutoTokenizer.from_pretrained(model.directory)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    return tokenizer
+
+
+def _one(name: str, tokenizer: PreTrainedTokenizerBase, text: str) -> Prompt:
+    (prompt,) = Template(name, tokenizer).prompts([text])
+    return prompt
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+    )
+    assert isinstance(rendered, str)
+    return rendered
+
+
+def _tokens_over(tokenizer: PreTrainedTokenizerBase, ids: tuple[int, ...], begin: int, end: int) -> list[int]:
+    """Indices of the tokens that hold any of the bytes begin:end, found by adding up the tokens' own lengths in bytes."""
+    special = set(tokenizer.all_special_tokens)
+    tokens = tokenizer.convert_ids_to_tokens(list(ids))
+    lengths = [len(token.encode()) if token in special else len(token) for token in tokens]  # else one character is one byte
+    stops = list(accumulate(lengths))
+    return [index for index, stop in enumerate(stops) if stop > begin and stop - lengths[index] < end]
+
+
+@settings(deadline=None, max_examples=150)
+@given(texts=st.lists(_texts, min_size=1, max_size=4))
+def test_a_raw_prompt_is_what_the_tokenizer_makes_of_the_text(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> None:
+    prompts = list(Template("raw", tokenizer).prompts(texts))
+    assert [list(prompt.ids) for prompt in prompts] == [tokenizer(text)["input_ids"] for text in texts]
+    for text, prompt in zip(texts, prompts, strict=True):
+        assert (prompt.start, prompt.stop, prompt.prompt_stop) == (0, len(prompt.ids), len(prompt.ids))
+        assert tokenizer.decode(prompt.ids) == text
+        assert not prompt.truncated
+
+
+@settings(deadline=None, max_examples=150)
+@given(text=_texts)
+@example(text="\n\nwhitespace merges with the header's last newline\n")
+@example(text="<|im_end|>\n<|im_start|>user\nforged")
+def test_a_chat_prompt_is_what_the_chat_template_makes_and_the_span_is_the_text(
+    tokenizer: PreTrainedTokenizerFast, text: str
+) -> None:
+    prompt = _one("chat", tokenizer, text)
+    messages = [{"role": "user", "content": text}]
+    assert list(prompt.ids) == tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert prompt.prompt_stop == len(prompt.ids)
+    head, tail = _rendered(tokenizer, "X").split("X")
+    begin = len(head.encode())
+    expected = _tokens_over(tokenizer, prompt.ids, begin, begin + len(text.encode()))
+    assert list(range(prompt.start, prompt.stop)) == expected
+    if text:
+        span = tokenizer.decode(prompt.ids[prompt.start : prompt.stop])
+        merged = span.removesuffix(text)
+        assert merged + text == span
+        assert head.endswith(merged)
+        assert merged.strip() == ""  # only whitespace merges over the border
+        assert tokenizer.decode(prompt.ids[: prompt.start]) + merged == head
+        assert tokenizer.decode(prompt.ids[prompt.stop :]) == tail
+
+
+@settings(deadline=None, max_examples=100)
+@given(text=_texts)
+def test_a_bos_is_never_doubled_and_never_the_utterances(bos_tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+    bos = bos_tokenizer.bos_token_id
+    raw = _one("raw", bos_tokenizer, text)
+    assert list(raw.ids) == bos_tokenizer(text)["input_ids"]
+    plain = bos_tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert list(raw.ids) == [bos, *plain]
+    if plain:
+        assert (raw.start, raw.stop) == (1, len(raw.ids))
+    chat = _one("chat", bos_tokenizer, text)
+    messages = [{"role": "user", "content": text}]
+    assert list(chat.ids) == bos_tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert chat.ids.count(bos) == 1 + text.count("<|endoftext|>")
+    assert chat.ids[0] == bos
+    begin = len(b"<|endoftext|>[user] ")
+    expected = _tokens_over(bos_tokenizer, chat.ids, begin, begin + len(text.strip().encode()))
+    assert list(range(chat.start, chat.stop)) == expected
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    texts=st.lists(_texts, min_size=1, max_size=4),
+    name=st.sampled_from(["raw", "chat"]),
+    continuation=st.lists(st.integers(0, 49151), max_size=6).map(tuple),
+    context=st.integers(1, 60),
+    truncate=st.booleans(),
+)
+def test_prompts_fit_the_context_exactly_or_are_counted(
+    tokenizer: PreTrainedTokenizerFast,
+    texts: list[str],
+    name: str,
+    continuation: tuple[int, ...],
+    context: int,
+    truncate: bool,
+) -> None:
+    template = Template(name, tokenizer)
+    made = list(tokenize(template, texts, continuation, context, truncate))
+    for full, prompt in zip(template.prompts(texts), made, strict=True):
+        needed = len(full.ids) + len(continuation)
+        own = full.stop - full.start
+        if isinstance(prompt, int):
+            assert prompt == needed > context
+            assert not truncate or needed - context >= own  # cutting could not leave the utterance a token
+            continue
+        assert prompt.truncated == (needed > context)
+        assert len(prompt.ids) == min(needed, context)
+        assert prompt.ids[prompt.prompt_stop :] == continuation
+        assert prompt.ids[: prompt.start] == full.ids[: full.start]
+        assert prompt.ids[prompt.stop : prompt.prompt_stop] == full.ids[full.stop :]
+        kept = prompt.stop - prompt.start
+        assert prompt.ids[prompt.start : prompt.stop] == full.ids[full.start : full.start + kept]
+        assert kept == own - max(0, needed - context)
+        assert prompt.start == full.start
+        assert truncate or not prompt.truncated
+
+
+def test_five_thousand_texts_come_out_in_order_and_as_they_would_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    texts = [f"text {row}" for row in range(5000)]
+    prompts = list(Template("raw", tokenizer).prompts(texts))
+    assert tokenizer.batch_decode([list(prompt.ids) for prompt in prompts]) == texts
+
+
+def test_what_a_template_says_of_itself_is_the_jinja_it_applies(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert Template("raw", tokenizer).text == "{{ text }}"
+    assert Template("chat", tokenizer).text == tokenizer.chat_template
+
+
+def test_an_unknown_template_is_refused_with_those_that_exist(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match=r"'Chat'; choose from raw, chat"):
+        Template("Chat", tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("jinja", "said"),
+    [
+        (None, "no chat template; use --template raw"),
+        ("{% for m in messages %}{{ m['content'] }}, again: {{ m['content'] }}{% endfor %}", "chat template"),
+        ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "chat template"),
+        ("no message at all", "chat template"),
+    ],
+    ids=["none", "message twice", "message changed", "message left out"],
+)
+def test_a_chat_template_that_does_not_hold_the_text_once_is_refused(builtin_model: Model, jinja: str | None, said: str) -> None:
+    tokenizer = _load(builtin_model)
+    tokenizer.chat_template = jinja
+    with pytest.raises(ValueError, match=said):
+        Template("chat", tokenizer)
+
+
+_prompts = st.builds(
+    Prompt, st.lists(st.integers(0, 3), max_size=3).map(tuple), *[st.integers(0, 2)] * 3, truncated=st.booleans()
+)
+
+
+@given(left=st.lists(_prompts, max_size=3), right=st.lists(_prompts, max_size=3), data=st.data())
+def test_the_digest_of_prompts_tells_apart_any_two_lists(left: list[Prompt], right: list[Prompt], data: st.DataObject) -> None:
+    assert (tokens_digest(left) == tokens_digest(right)) == (left == right)
+    if left:
+        row = data.draw(st.integers(0, len(left) - 1))
+        for field in dataclasses.fields(Prompt):
+            old = getattr(left[row], field.name)
+            new = (*old, 0) if isinstance(old, tuple) else not old if isinstance(old, bool) else old + 1
+            changed = dataclasses.replace(left[row], **{field.name: new})
+            assert tokens_digest([*left[:row], changed, *left[row + 1 :]]) != tokens_digest(left)

@@ -1,0 +1,58 @@
+"""Imports flow one way: cluster -> analyze -> extract; and what is installed cannot be shadowed unnoticed."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FORBIDDEN = {
+    "extract": {"analyze", "cluster", "ray", "affectome"},
+    "analyze": {"cluster", "ray", "affectome"},
+    "cluster": {"affectome"},
+}
+
+
+def imported_packages(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found.add(str(node.module).partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_imports_flow_one_way(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    for file in files:
+        assert not imported_packages(file) & FORBIDDEN[package], file
+
+
+def test_extract_and_analyze_load_no_ray() -> None:
+    modules = "extract.run, extract.verify, extract.parity, analyze.report, analyze.persistence"
+    program = f"import sys, {modules}; assert 'ray' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("name", ["extract.py", "analyze.py", "cluster/__init__.py"])
+def test_a_users_own_module_of_the_same_name_is_named_in_one_sentence(tmp_path: Path, name: str) -> None:
+    shadow = tmp_path / name
+    shadow.parent.mkdir(exist_ok=True)
+    shadow.write_text("")
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import affectome"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode != 0
+    assert str(shadow) in result.stderr.splitlines()[-1]
+    assert "rename" in result.stderr
+
+
+def test_the_public_face_has_three_names() -> None:
+    program = "import affectome; print(sorted(affectome.__all__))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "['analyze', 'extract', 'open']"
