@@ -59,7 +59,8 @@ def extract(*, corpus: str, store: str, model: str = "smollm2-135m-instruct", **
     """
     from analyze.query import Run
     from extract.corpus import read_corpus
-    from extract.run import Request, extract_missing, plan_run
+    from extract.request import Request
+    from extract.run import extract_missing, plan_run
 
     plan = plan_run(Request(model=model, corpus=read_corpus(corpus), **options), store)
     extract_missing(plan)

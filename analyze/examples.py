@@ -1,7 +1,7 @@
-"""Which utterances a probe may use, and which of them it is tested on.
+"""Which utterances an analysis may use, and which of them a probe is tested on.
 
-An utterance counts when it carries one label. Utterances of one pair never stand on both sides of a split: a probe
-that has seen a situation with the word would be flattered on the same situation without it.
+An utterance counts when it carries one label. Utterances of one pair are a *situation* and never stand on both sides of a
+split: a probe that has seen a situation with the word would be flattered on the same situation without it.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,14 @@ from analyze.query import Run
 SEED = 0
 """Seed of every random choice in the analyses; the results say so."""
 
-_FEWEST_OF_A_LABEL = 5
+FEWEST_SITUATIONS = 5
+"""Fewest situations of each label that an analysis accepts."""
+
+_TEST_PART = 5
+_SIDES = ("train", "test")
+
+Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Indexes to fit on and to hold out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +36,9 @@ class Examples:
     labels: NDArray[np.str_]
     """Their labels, (n,)."""
     groups: NDArray[np.int64]
-    """Utterances that must stay on one side of a split share a number, (n,)."""
-    test: NDArray[np.bool_]
-    """Whether each belongs to the test split, (n,)."""
-    split: str
-    """How the split was made, for people."""
+    """Number of each one's situation, (n,)."""
+    own_split: NDArray[np.str_] | None
+    """The corpus's own split of each, `train` or `test`, (n,); None where it has none."""
     n_unlabelled: int
     """Utterances left out because they carry no single label."""
     n_other_split: int
@@ -44,52 +49,82 @@ class Examples:
         """The labels, sorted."""
         return tuple(sorted(set(self.labels.tolist())))
 
+    @property
+    def truth(self) -> NDArray[np.int64]:
+        """Each example's label as its index in `classes`, (n,)."""
+        return np.searchsorted(np.array(self.classes), self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A train and a test side."""
+
+    test: NDArray[np.bool_]
+    """Whether each example is on the test side, (n,)."""
+    made: str
+    """How it was made, for people."""
+
 
 def labelled_examples(run: Run) -> Examples:
-    """The run's labelled utterances with a train and a test split.
-
-    The corpus's own `split` column is used where it has one; otherwise a fifth of each label is drawn as test.
+    """The run's labelled utterances; those whose `split` is neither train nor test are left out.
 
     Raises:
-        ValueError: there are no labels, only one, or one with too few examples.
+        ValueError: there are no labels, only one, or one with too few situations.
     """
     table = run.utterances()
     if "label" not in table.column_names:
         raise ValueError(f"the corpus of run {run.run_id} has no column 'label', which this analysis needs")
     labels = np.array([label or "" for label in table["label"].to_pylist()])
     labelled = labels != ""
-    kept = labelled.copy()
-    if "split" in table.column_names:
-        kept &= np.isin(np.array([str(split) for split in table["split"].to_pylist()]), ("train", "test"))
-    if not kept.any():
+    if not labelled.any():
         raise ValueError(f"no utterance of run {run.run_id} carries a label, which this analysis needs")
-    _check_counts(labels[kept])
-    groups = _groups(table)[kept]
-    if "split" in table.column_names:
-        test = np.array(table["split"].to_pylist())[kept] == "test"
-        split = "the corpus's own"
-        _check_sides(labels[kept], test)
-    else:
-        test = _draw_test(labels[kept], groups)
-        split = f"drawn, a fifth of each label as test, seed {SEED}"
-    return Examples(
+    own_split = np.array([str(side) for side in table["split"].to_pylist()]) if "split" in table.column_names else None
+    kept = labelled if own_split is None else labelled & np.isin(own_split, _SIDES)
+    if not kept.any():
+        raise ValueError(f"no labelled utterance of run {run.run_id} has the split train or test")
+    examples = Examples(
         rows=np.flatnonzero(kept),
         labels=labels[kept],
-        groups=groups,
-        test=test,
-        split=split,
+        groups=_groups(table)[kept],
+        own_split=None if own_split is None else own_split[kept],
         n_unlabelled=int((~labelled).sum()),
         n_other_split=int((labelled & ~kept).sum()),
     )
+    _check_situations(examples)
+    return examples
 
 
-Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""Indexes to fit on and to hold out."""
+def split_examples(examples: Examples) -> Split:
+    """The corpus's own split where it has one; otherwise a fifth of each label is drawn as test.
+
+    Raises:
+        ValueError: a label is missing on one side, or a pair stands on both.
+    """
+    if examples.own_split is not None:
+        split = Split(examples.own_split == "test", "the corpus's own")
+        both = set(examples.groups[split.test].tolist()) & set(examples.groups[~split.test].tolist())
+        if both:
+            rows = examples.rows[examples.groups == min(both)].tolist()
+            raise ValueError(f"{len(both):,} pairs stand in both train and test (first: rows {rows}); keep a pair on one side")
+    else:
+        test = np.zeros(len(examples.labels), np.bool_)
+        test[folds(examples.labels, examples.groups, _TEST_PART)[0][1]] = True
+        split = Split(test, f"drawn, a fifth of each label as test, seed {SEED}")
+    _check_sides(examples, split)
+    return split
 
 
 def folds(labels: NDArray[Any], groups: NDArray[np.int64], n_folds: int) -> list[Fold]:
-    """Stratified folds that keep groups together."""
-    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=SEED)
+    """Stratified folds that keep groups together; fewer where a label has fewer groups than that.
+
+    Raises:
+        ValueError: a label has a single group, so that it cannot be both fitted and held out.
+    """
+    n_groups = {name: len(np.unique(groups[labels == name])) for name in np.unique(labels).tolist()}
+    rarest = min(n_groups, key=lambda name: n_groups[name])
+    if n_groups[rarest] < 2:
+        raise ValueError(f"label {rarest!r} has a single situation here; it cannot be both fitted and held out")
+    splitter = StratifiedGroupKFold(min(n_folds, n_groups[rarest]), shuffle=True, random_state=SEED)
     return list(splitter.split(np.zeros(len(labels)), labels, groups))
 
 
@@ -102,29 +137,26 @@ def _groups(table: pa.Table) -> NDArray[np.int64]:
     return np.array([numbers.setdefault(row if pair is None else str(pair), len(numbers)) for row, pair in enumerate(pairs)])
 
 
-def _check_counts(labels: NDArray[np.str_]) -> None:
-    names, counts = np.unique(labels, return_counts=True)
-    if len(names) < 2:
-        raise ValueError(f"every labelled utterance is {names[0]!r}; a probe needs two labels or more")
-    rarest = int(np.argmin(counts))
-    if counts[rarest] < _FEWEST_OF_A_LABEL:
-        raise ValueError(
-            f"label {names[rarest]!r} has {counts[rarest]} example{'s' if counts[rarest] > 1 else ''}; "
-            f"a probe needs {_FEWEST_OF_A_LABEL} or more of each label, so add some or remove that label"
-        )
-
-
-def _check_sides(labels: NDArray[np.str_], test: NDArray[np.bool_]) -> None:
-    for name in np.unique(labels):
-        n_test = int(test[labels == name].sum())
-        n_train = int((labels == name).sum()) - n_test
-        if n_test < 1 or n_train < 2:
+def _check_situations(examples: Examples) -> None:
+    if len(examples.classes) < 2:
+        raise ValueError(f"every labelled utterance is {examples.classes[0]!r}; a probe needs two labels or more")
+    for name in examples.classes:
+        mine = examples.groups[examples.labels == name]
+        n_situations = len(np.unique(mine))
+        if n_situations < FEWEST_SITUATIONS:
             raise ValueError(
-                f"label {name!r} has {n_train} examples in split train and {n_test} in test; a probe needs at least 2 and 1"
+                f"label {name!r} has too few examples ({len(mine)}, of different situations {n_situations}); "
+                f"an analysis needs {FEWEST_SITUATIONS} or more of each label, so add some or remove that label"
             )
 
 
-def _draw_test(labels: NDArray[np.str_], groups: NDArray[np.int64]) -> NDArray[np.bool_]:
-    test = np.zeros(len(labels), np.bool_)
-    test[folds(labels, groups, n_folds=5)[0][1]] = True
-    return test
+def _check_sides(examples: Examples, split: Split) -> None:
+    for name in examples.classes:
+        mine = examples.labels == name
+        n_test = int(split.test[mine].sum())
+        n_train = len(np.unique(examples.groups[mine & ~split.test]))
+        if n_test < 1 or n_train < 2:
+            raise ValueError(
+                f"label {name!r} has {n_train} situations in split train and {n_test} examples in test; "
+                "a probe needs at least 2 and 1"
+            )

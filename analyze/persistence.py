@@ -13,19 +13,19 @@ Shape suffixes: N utterances, O offsets, K emotions, D width, S resamples.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from analyze.examples import SEED, folds, labelled_examples
-from analyze.probes import class_indexes, fitting_pool, make_probe
+from analyze.examples import FEWEST_SITUATIONS, SEED, folds, labelled_examples
+from analyze.probes import fitting_pool, make_classifier, read_probabilities
 from analyze.query import Run
 from analyze.scores import Interval, score
 from extract.corpus import Corpus
 from extract.identity import sha256_hex
-from extract.run import Request
+from extract.request import Request
 
 OFFSETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 400)
 """Token offsets from the last token of the utterance."""
@@ -106,7 +106,11 @@ def continued_request(run: Run, layer: int, passage: str, per_label: int, offset
     Raises:
         ValueError: the run has no usable labels.
     """
+    if per_label < FEWEST_SITUATIONS:
+        raise ValueError(f"{per_label} utterances of each label are too few; take {FEWEST_SITUATIONS} or more")
     examples = labelled_examples(run)
+    if ALL_EMOTIONS in examples.classes:
+        raise ValueError(f"a label is called {ALL_EMOTIONS!r}, which persistence calls the mean over labels; rename it")
     table = run.utterances()
     order = np.array([sha256_hex(name.encode()) for name in table["utterance_id"].to_pylist()])[examples.rows]
     chosen: list[int] = []
@@ -131,24 +135,26 @@ def continued_request(run: Run, layer: int, passage: str, per_label: int, offset
 
 
 def measure_persistence(
-    run: Run, continued: Run, layer: int, kind: str = "linear", on_offset: Callable[[], None] = lambda: None
+    run: Run, continued: Run, layer: int, kind: str = "linear", on_offset: Callable[[int], None] = lambda _: None
 ) -> PersistenceResult:
     """Score probes along the continuation.
 
     Args:
         run: the run whose utterances were continued, for the record.
         continued: a run made from `continued_request`.
-        on_offset: called after each offset.
+        on_offset: called with the number of offsets done, as they are done.
 
     Raises:
         ValueError: the continued run is not complete or has too few examples of a label.
     """
     continued.require_complete()
+    offsets = continued.manifest.identity.offsets
+    if not offsets or offsets[0] != 0:
+        raise ValueError(f"run {continued.run_id} holds offsets {offsets}; persistence needs a grid that starts at 0")
     examples = labelled_examples(continued)
-    truth_N = class_indexes(examples)
+    truth_N = examples.truth
     hidden_NOD = continued.hidden_rows("resid.offset", layer, examples.rows)
     probability = _out_of_fold(hidden_NOD, truth_N, examples.groups, kind, on_offset)
-    offsets = continued.manifest.identity.offsets
     curves = [curve for reader in READERS for curve in _curves(reader, probability[reader], truth_N, examples.classes, offsets)]
     return PersistenceResult(
         run_id=run.run_id,
@@ -185,32 +191,33 @@ def _out_of_fold(
     truth_N: NDArray[np.int64],
     groups_N: NDArray[np.int64],
     kind: str,
-    on_offset: Callable[[], None],
+    on_offset: Callable[[int], None],
 ) -> dict[str, NDArray[np.float64]]:
     """Class probabilities (N, O, K) of each reader, every utterance read by probes of the folds it is not in."""
     n_utterances, n_offsets, _ = hidden_NOD.shape
     result = {reader: np.empty((n_utterances, n_offsets, int(truth_N.max()) + 1)) for reader in READERS}
-    shuffled_N = np.random.default_rng(SEED).permutation(truth_N)
     splits = folds(truth_N, groups_N, _N_FOLDS)
+    n_emotions = int(truth_N.max()) + 1
 
     def standardised(index: int, fold: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         train, test = splits[fold]
         scaler = StandardScaler().fit(hidden_NOD[train, index])
         return scaler.transform(hidden_NOD[train, index]), scaler.transform(hidden_NOD[test, index])
 
-    def fit(index: int, fold: int, labels_N: NDArray[np.int64]) -> Pipeline:
-        return make_probe(kind).fit(standardised(index, fold)[0], labels_N[splits[fold][0]])
+    def fit(index: int, fold: int, labels_N: NDArray[np.int64]) -> Any:
+        return make_classifier(kind).fit(standardised(index, fold)[0], labels_N[splits[fold][0]])
 
     def read(index: int) -> None:
+        shuffled_N = np.random.default_rng((SEED, index)).permutation(truth_N)  # else every offset's control errs alike
         for fold, (_, test) in enumerate(splits):
             held_out = standardised(index, fold)[1]
             probes = (fit(index, fold, truth_N), at_zero[fold], fit(index, fold, shuffled_N))
             for reader, probe in zip(READERS, probes, strict=True):
-                result[reader][test, index] = probe.predict_proba(held_out)
-        on_offset()
+                result[reader][test, index] = read_probabilities(probe, held_out, n_emotions)
+        on_offset(1)
 
     with fitting_pool() as pool:
-        at_zero = list(pool.map(lambda fold: fit(0, fold, truth_N), range(_N_FOLDS)))  # the grid starts at offset 0
+        at_zero = list(pool.map(lambda fold: fit(0, fold, truth_N), range(len(splits))))  # the grid starts at offset 0
         list(pool.map(read, range(n_offsets)))
     return result
 
@@ -226,7 +233,7 @@ def _curves(
     area_SOK = _resampled_areas(probability_NOK, truth_N)
     curves = []
     for label, emotion in enumerate((*emotions, ALL_EMOTIONS)):
-        whole = emotion == ALL_EMOTIONS
+        whole = label == len(emotions)
         auroc = tuple(entry.auroc if whole else entry.class_auroc[label] for entry in scores)
         area_SO = area_SOK.mean(axis=2) if whole else area_SOK[:, :, label]
         curves.append(Curve(emotion, reader, auroc, _half_life_interval(offsets, auroc, area_SO)))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from analyze.examples import SEED, Examples, folds, labelled_examples
+from analyze.examples import SEED, Examples, Split, folds, labelled_examples, split_examples
 from analyze.query import Run
 from analyze.scores import Scores, score
 
@@ -81,15 +82,24 @@ class ProbeResult:
 
 
 def make_probe(kind: str) -> Pipeline:
-    """An unfitted probe.
+    """An unfitted probe: standardisation by the training states, then a classifier.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    return make_pipeline(StandardScaler(), make_classifier(kind))
+
+
+def make_classifier(kind: str) -> Any:
+    """An unfitted classifier of standardised states.
 
     Raises:
         ValueError: there is no such kind.
     """
     if kind == "linear":
-        return make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
+        return LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
     if kind == "logistic":
-        return make_pipeline(StandardScaler(), LogisticRegression(C=_LOGISTIC_C, max_iter=1000))
+        return LogisticRegression(C=_LOGISTIC_C, max_iter=1000)
     raise ValueError(f"there is no probe {kind!r}; choose from {', '.join(KINDS)}")
 
 
@@ -98,12 +108,12 @@ def probe_layers(
     site: str,
     layers: Sequence[int],
     kind: str = "linear",
-    on_layer: Callable[[], None] = lambda: None,
+    on_layer: Callable[[int], None] = lambda _: None,
 ) -> ProbeResult:
     """Fit and score a probe on each layer.
 
     Args:
-        on_layer: called after each layer.
+        on_layer: called with the number of layers done, as they are done.
 
     Raises:
         ValueError: the run is not complete, has no usable labels, or lacks the site or a layer.
@@ -111,27 +121,28 @@ def probe_layers(
     run.require_complete()
     make_probe(kind)
     examples = labelled_examples(run)
+    split = split_examples(examples)
 
     def probe(layer: int) -> LayerScores:
-        scores = _probe_layer(run.hidden_rows(site, layer, examples.rows), layer, examples, kind)
-        on_layer()
+        scores = _probe_layer(run.hidden_rows(site, layer, examples.rows), layer, examples, split, kind)
+        on_layer(1)
         return scores
 
     with fitting_pool() as pool:
         scores = list(pool.map(probe, layers))
-    _, counts = np.unique(examples.labels[~examples.test], return_counts=True)
+    _, counts = np.unique(examples.labels[~split.test], return_counts=True)
     commonest = examples.classes[int(np.argmax(counts))]
     return ProbeResult(
         run_id=run.run_id,
         site=site,
         kind=kind,
         classes=examples.classes,
-        n_train=int((~examples.test).sum()),
-        n_test=int(examples.test.sum()),
+        n_train=int((~split.test).sum()),
+        n_test=int(split.test.sum()),
         n_unlabelled=examples.n_unlabelled,
         n_other_split=examples.n_other_split,
-        split=examples.split,
-        chance=float(np.mean(examples.labels[examples.test] == commonest)),
+        split=split.made,
+        chance=float(np.mean(examples.labels[split.test] == commonest)),
         layers=tuple(scores),
         best_layer=max(scores, key=lambda entry: (entry.selection_accuracy, -entry.layer)).layer,
     )
@@ -147,20 +158,25 @@ def fitting_pool() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def class_indexes(examples: Examples) -> NDArray[np.int64]:
-    """Each example's label as its index in `examples.classes`."""
-    return np.searchsorted(np.array(examples.classes), examples.labels)
+def read_probabilities(probe: Any, hidden_ND: NDArray[Any], n_classes: int) -> NDArray[np.float64]:
+    """A fitted classifier's class probabilities (N, K); 0 for a class it was never shown."""
+    probability_NK = np.zeros((len(hidden_ND), n_classes))
+    probability_NK[:, probe.classes_] = probe.predict_proba(hidden_ND)
+    return probability_NK
 
 
-def _probe_layer(hidden_ND: NDArray[np.float32], layer: int, examples: Examples, kind: str) -> LayerScores:
-    truth_N, train, test = class_indexes(examples), ~examples.test, examples.test
-    probe = make_probe(kind).fit(hidden_ND[train], truth_N[train])
-    shuffled_N = np.random.default_rng(SEED).permutation(truth_N[train])
-    control = make_probe(kind).fit(hidden_ND[train], shuffled_N)
+def _probe_layer(hidden_ND: NDArray[np.float32], layer: int, examples: Examples, split: Split, kind: str) -> LayerScores:
+    truth_N, train, test = examples.truth, ~split.test, split.test
+    shuffled_N = np.random.default_rng((SEED, layer)).permutation(truth_N[train])  # else every layer's control errs alike
+
+    def scores_of(labels_N: NDArray[np.int64]) -> Scores:
+        probe = make_probe(kind).fit(hidden_ND[train], labels_N)
+        return score(truth_N[test], read_probabilities(probe, hidden_ND[test], len(examples.classes)))
+
     return LayerScores(
         layer=layer,
-        test=score(truth_N[test], probe.predict_proba(hidden_ND[test])),
-        control=score(truth_N[test], control.predict_proba(hidden_ND[test])),
+        test=scores_of(truth_N[train]),
+        control=scores_of(shuffled_N),
         selection_accuracy=_selection_accuracy(hidden_ND[train], truth_N[train], examples.groups[train], kind),
     )
 

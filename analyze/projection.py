@@ -10,8 +10,8 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from analyze.examples import SEED, labelled_examples
-from analyze.probes import class_indexes, make_probe
+from analyze.examples import SEED, labelled_examples, split_examples
+from analyze.probes import make_probe
 from analyze.query import Run
 
 Points = tuple[tuple[float, float], ...]
@@ -46,7 +46,8 @@ def project(run: Run, site: str, layer: int, kind: str = "linear") -> Projection
         ValueError: the run has no usable labels, or lacks the site or the layer.
     """
     examples = labelled_examples(run)
-    truth_N, train, test = class_indexes(examples), ~examples.test, examples.test
+    test = split_examples(examples).test
+    truth_N, train = examples.truth, ~test
     hidden_ND = run.hidden_rows(site, layer, examples.rows)
     probe = make_probe(kind).fit(hidden_ND[train], truth_N[train])
     states, states_variance = _plane(StandardScaler().fit(hidden_ND[train]).transform(hidden_ND[test]))

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from extract.encoding import open_array, to_float32
+from extract.encoding import to_float32
 from extract.sites import Site
 from extract.store import Manifest, StoredRun
 from extract.store import Store as StoredRuns
@@ -60,9 +60,9 @@ class Run:
         with duckdb.connect(config={"enable_external_access": "false"}) as connection:
             connection.register("utterances", table)
             connection.execute("SET lock_configuration = true")
-            try:
-                rows = connection.execute(f"SELECT row FROM utterances WHERE ({where}\n)").fetchnumpy()["row"]  # noqa: S608 - the user's SQL, sandboxed
-            except duckdb.Error as error:
+            try:  # a filter takes one expression; pasted into a statement it could close the clause and go on
+                rows = connection.view("utterances").filter(where).project("row").fetchnumpy()["row"]
+            except (duckdb.Error, RuntimeError, UnicodeEncodeError) as error:
                 columns = ", ".join(table.column_names)
                 raise ValueError(f"cannot use where={where!r}: {str(error).splitlines()[0]} (columns: {columns})") from error
         return table.take(pa.array(np.sort(np.asarray(rows, np.int64))))
@@ -86,6 +86,7 @@ class Run:
 
     def hidden_rows(self, site: str, layer: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """As `hidden`, for ascending row numbers."""
+        self.require_complete()
         name = str(Site.parse(site))
         if name not in self.sites:
             raise ValueError(f"run {self.run_id} does not hold {name}; it holds {', '.join(self.sites)}")
@@ -97,16 +98,11 @@ class Run:
         shards = rows // self.manifest.rows_per_shard
         for shard in np.unique(shards):
             receipt = self.stored.receipt(int(shard))
-            if receipt is None:
-                raise ValueError(
-                    f"run {self.run_id} is not complete: shard {shard} is missing; finish it with affectome extract"
-                )
-            array = open_array(self.stored.array_directory(receipt, name))
+            assert receipt is not None
             inside = rows[shards == shard] - receipt.start
-            index = self.layers.index(layer)
-            whole = len(inside) == receipt.stop - receipt.start
-            values = array[index] if whole else array.oindex[index, inside]
-            parts.append(to_float32(np.asarray(values), identity.stored_dtype))
+            wanted = None if len(inside) == receipt.stop - receipt.start else inside
+            values = self.stored.layer_values(receipt, name, self.layers.index(layer), wanted)
+            parts.append(to_float32(values, identity.stored_dtype))
         return np.concatenate(parts)
 
     def require_complete(self) -> None:

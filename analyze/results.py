@@ -11,6 +11,7 @@ from analyze.persistence import PersistenceResult
 from analyze.probes import ProbeResult
 from analyze.query import Run
 from extract import durable
+from extract.identity import canonical_json, sha256_hex
 
 _Result = TypeVar("_Result")
 _PROBE: TypeAdapter[ProbeResult] = TypeAdapter(ProbeResult)
@@ -19,8 +20,7 @@ _PERSISTENCE: TypeAdapter[PersistenceResult] = TypeAdapter(PersistenceResult)
 
 def save(run: Run, result: ProbeResult | PersistenceResult) -> None:
     """Keep a result durably under a name made of what it measured."""
-    kind = "probe" if isinstance(result, ProbeResult) else "persistence"
-    path = run.stored.directory / "analysis" / f"{kind}.{result.site}.{result.kind}.json"
+    path = run.stored.directory / "analysis" / _name(run, result)
     durable.ensure_directory(path.parent)
     durable.replace(path, json.dumps(dataclasses.asdict(result), indent=1, allow_nan=False).encode())
 
@@ -33,6 +33,14 @@ def probes(run: Run) -> list[ProbeResult]:
 def persistence(run: Run) -> list[PersistenceResult]:
     """The persistence results kept with a run, by name."""
     return [_parsed(_PERSISTENCE, data, name) for name, data in _documents(run, "persistence")]
+
+
+def _name(run: Run, result: ProbeResult | PersistenceResult) -> str:
+    if isinstance(result, PersistenceResult):
+        return f"persistence.{result.site}.{result.layer}.{result.kind}.{result.continued_run_id}.json"
+    layers = tuple(entry.layer for entry in result.layers)
+    which = "all" if layers == run.layers else sha256_hex(canonical_json(layers))[:8]
+    return f"probe.{result.site}.{which}.{result.kind}.json"
 
 
 def _documents(run: Run, kind: str) -> Iterator[tuple[str, bytes]]:

@@ -1,8 +1,9 @@
 """Scores of a classifier, each with a 95% interval over utterances.
 
-Accuracy and macro-F1 depend on an example only through its cell in the confusion matrix, so resampling the cells is
-the bootstrap over utterances, at a cost that does not grow with their number. AUROC is a U-statistic; its interval
-comes from its influence function (DeLong, DeLong & Clarke-Pearson 1988), which needs one sort and no resampling.
+The interval of accuracy is Wilson's. Macro-F1 depends on an example only through its cell in the confusion matrix, so
+resampling the cells is the bootstrap over utterances, at a cost that does not grow with their number. AUROC is a
+U-statistic; its interval comes from its influence function (DeLong, DeLong & Clarke-Pearson 1988), which needs one
+sort and no resampling.
 
 Shape suffixes: N examples, K classes, S resamples.
 """
@@ -59,7 +60,7 @@ def score(truth_N: NDArray[np.int64], probability_NK: NDArray[np.floating]) -> S
     parts = [_auroc(truth_N == label, probability_NK[:, label]) for label in range(n_classes)]
     influence_N = np.mean([influence for _, influence in parts], axis=0)
     return Scores(
-        accuracy=_percentiles(_accuracy(confusion_KK[None])[0], _accuracy(resampled_SKK)),
+        accuracy=_wilson(int(np.trace(confusion_KK)), int(confusion_KK.sum())),
         macro_f1=_percentiles(_macro_f1(confusion_KK[None])[0], _macro_f1(resampled_SKK)),
         auroc=_normal_interval(float(np.mean([area for area, _ in parts])), influence_N),
         class_auroc=tuple(_normal_interval(area, influence) for area, influence in parts),
@@ -74,9 +75,12 @@ def _resample(confusion_KK: NDArray[np.int64]) -> NDArray[np.int64]:
     return cells.reshape(N_RESAMPLES, *confusion_KK.shape)
 
 
-def _accuracy(confusion_SKK: NDArray[np.int64]) -> NDArray[np.float64]:
-    share_S: NDArray[np.float64] = np.trace(confusion_SKK, axis1=1, axis2=2) / confusion_SKK.sum(axis=(1, 2))
-    return share_S
+def _wilson(n_right: int, n_examples: int) -> Interval:
+    """Wilson's score interval (1927), which unlike the bootstrap's is not a point where all or no examples are right."""
+    share, z2 = n_right / n_examples, _NORMAL_95**2
+    middle = (share + z2 / (2 * n_examples)) / (1 + z2 / n_examples)
+    half = _NORMAL_95 * np.sqrt(share * (1 - share) / n_examples + z2 / (4 * n_examples**2)) / (1 + z2 / n_examples)
+    return Interval(share, float(middle - half), float(middle + half))
 
 
 def _macro_f1(confusion_SKK: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -97,7 +101,9 @@ def _auroc(positive_N: NDArray[np.bool_], score_N: NDArray[np.floating]) -> tupl
     placement_N = (rank_N - within_N) / np.where(positive_N, n_negative, n_positive)  # share of the other class ranked below
     area = float(placement_N[positive_N].mean())
     toward_N = np.where(positive_N, placement_N - area, (1 - placement_N) - area)
-    return area, toward_N * len(score_N) / np.where(positive_N, n_positive, n_negative)
+    size_N = np.where(positive_N, n_positive, n_negative)
+    unbiased_N = np.sqrt(size_N / np.maximum(size_N - 1, 1))  # the variance within each class is a sample's
+    return area, toward_N * unbiased_N * len(score_N) / size_N
 
 
 def _normal_interval(value: float, influence_N: NDArray[np.float64]) -> Interval:

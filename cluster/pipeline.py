@@ -13,10 +13,8 @@ from analyze.query import Run
 from analyze.report import write_report
 from cluster.console import note, progress
 from extract.corpus import read_passages
-from extract.run import Plan, Request, extract_missing, plan_run
-
-DEFAULT_PASSAGE = "bus-timetable-route-14"
-DEFAULT_PER_LABEL = 24
+from extract.request import Request
+from extract.run import Plan, extract_missing, plan_run
 
 
 def extract(request: Request, location: str) -> Plan:
@@ -40,7 +38,7 @@ def probe(run: Run, site: str, layers: Sequence[int], kind: str) -> ProbeResult:
             note(f"probes of {site} were kept with run {run.run_id}")
             return kept
     with progress(f"probing {site}", len(layers), "layers") as advance:
-        result = probe_layers(run, site, layers, kind, lambda: advance(1))
+        result = probe_layers(run, site, layers, kind, advance)
     results.save(run, result)
     return result
 
@@ -54,14 +52,14 @@ def persistence(run: Run, layer: int, passage_id: str, per_label: int, kind: str
             note(f"persistence at layer {layer} was kept with run {run.run_id}")
             return kept
     with progress("probing along the continuation", len(OFFSETS), "offsets") as advance:
-        result = measure_persistence(run, continued, layer, kind, lambda: advance(1))
+        result = measure_persistence(run, continued, layer, kind, advance)
     results.save(run, result)
     return result
 
 
 def report(run: Run, directory: Path) -> Path:
     """Write a run's report from the results kept with it; probes that are missing are made first."""
-    kept = results.probes(run)
+    kept = [result for result in results.probes(run) if tuple(entry.layer for entry in result.layers) == run.layers]
     if not kept:
         kept = [probe(run, site, run.layers, "linear") for site in run.sites if not site.endswith(".offset")]
     if not kept:

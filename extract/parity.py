@@ -53,12 +53,12 @@ class LayerParity:
 
 
 def check_parity(
-    model: Model, dtype: str, texts: Sequence[str], device: str, on_text: Callable[[], None] = lambda: None
+    model: Model, dtype: str, texts: Sequence[str], device: str, on_text: Callable[[int], None] = lambda _: None
 ) -> list[LayerParity]:
     """Compare the engine in `dtype` with plain transformers in float32.
 
     Args:
-        on_text: called after each reference text.
+        on_text: called with the number of texts compared.
 
     Returns:
         One entry a layer, and one for the final norm where the model has one.
@@ -71,7 +71,7 @@ def check_parity(
     theirs = []
     for prompt in prompts:
         theirs.append(reference.states(prompt))
-        on_text()
+        on_text(1)
     entries = [
         _entry(
             str(layer),

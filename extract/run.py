@@ -16,46 +16,11 @@ from extract.encoding import STORED_DTYPES
 from extract.engine import COMPUTE_DTYPES, Shape, default_device, load_tokenizer, read_shape
 from extract.identity import Identity
 from extract.models import Model, find_model
+from extract.request import Request
 from extract.shard import ShardTask, extract_shard
 from extract.sites import parse_layers, parse_sites
 from extract.store import Manifest, Receipt, Store, StoredRun, now
 from extract.tokens import Prompt, Template, tokenize
-
-DEFAULT_SITES = "resid.last,resid.mean"
-DEFAULT_ROWS_PER_SHARD = 1024
-DEFAULT_TOKEN_BUDGET = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a user asks to have extracted."""
-
-    model: str
-    """Name, directory or hub id."""
-    corpus: Corpus
-    """The utterances."""
-    sites: str = DEFAULT_SITES
-    """Comma-separated sites."""
-    layers: str = "all"
-    """`all`, `8,16` or `0:12`."""
-    template: str = "raw"
-    """A name from extract.tokens.TEMPLATES."""
-    continuation: str = ""
-    """Text forced after every prompt."""
-    offsets: tuple[int, ...] = ()
-    """Token offsets from the utterance's last token, for `offset` sites."""
-    compute_dtype: str = "bfloat16"
-    """Precision of the model: a key of extract.engine.COMPUTE_DTYPES."""
-    stored_dtype: str = "bfloat16"
-    """Precision of the store: one of extract.encoding.STORED_DTYPES."""
-    attention: str = "sdpa"
-    """Attention implementation of transformers."""
-    truncate: bool = False
-    """Cut utterances too long for the model instead of refusing them."""
-    rows_per_shard: int = DEFAULT_ROWS_PER_SHARD
-    """Rows of a shard, where the run is new."""
-    token_budget: int = DEFAULT_TOKEN_BUDGET
-    """Most tokens of a batch, where the run is new."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
+from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from extract import durable
-from extract.encoding import Values, encode
+from extract.encoding import Values, encode, open_array
 from extract.identity import FORMAT_VERSION, Identity, canonical_json, sha256_hex
 from extract.tokens import Prompt
 
@@ -187,6 +189,30 @@ class StoredRun:
             raise ValueError(f"{path} is missing or damaged: {error}") from error
         columns = (table[name].to_pylist() for name in ("ids", "start", "stop", "prompt_stop", "truncated"))
         return [Prompt(tuple(ids), *rest) for ids, *rest in zip(*columns, strict=True)]
+
+    def layer_values(self, receipt: Receipt, site: str, index: int, rows: NDArray[np.int64] | None = None) -> Values:
+        """One layer of one site of one shard, in stored form.
+
+        A missing object would read as zeros in silence, so the object that holds the layer is compared with the receipt.
+
+        Args:
+            index: the layer's position in the run's layers.
+            rows: rows counted from the receipt's start, ascending; all of them without it.
+
+        Raises:
+            ValueError: the object is missing or damaged.
+        """
+        directory = self.array_directory(receipt, site)
+        array = open_array(directory)
+        path = directory / "c" / str(index) / Path(*("0" for _ in array.shape[1:]))
+        name = path.relative_to(self.directory).as_posix()
+        size = next(entry.size for entry in receipt.objects if entry.path == name)
+        if not path.is_file() or path.stat().st_size != size:
+            raise ValueError(f"{path} is missing or has another size than its receipt says; see affectome verify")
+        try:
+            return np.asarray(array[index] if rows is None else array.oindex[index, rows])
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} is damaged: {error}; see affectome verify") from error
 
     def array_directory(self, receipt: Receipt, site: str) -> Path:
         """Where the Zarr array of one site of one shard is."""

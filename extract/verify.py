@@ -104,7 +104,7 @@ def _array_problems(run: StoredRun, receipt: Receipt, site: str) -> Iterator[str
             yield f"{site} has shape {array.shape} instead of {expected}"
             return
         for index, layer in enumerate(identity.layers):
-            if not np.isfinite(to_float32(np.asarray(array[index]), identity.stored_dtype)).all():
+            if not np.isfinite(to_float32(run.layer_values(receipt, site, index), identity.stored_dtype)).all():
                 yield f"{site}, layer {layer}, holds values that are not finite"
     except ValueError as error:
         yield f"{site}: {error}"

@@ -11,7 +11,8 @@ import pytest
 from analyze.query import Run
 from extract.corpus import read_corpus
 from extract.models import Model
-from extract.run import Plan, Request, extract_missing, plan_run
+from extract.request import Request
+from extract.run import Plan, extract_missing, plan_run
 
 PAGE = Path(__file__).parents[1] / "docs" / "store.md"
 

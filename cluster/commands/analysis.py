@@ -2,18 +2,21 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analyze import results
-from analyze.persistence import Curve, PersistenceResult
-from analyze.probes import ProbeResult
-from analyze.query import Run, open_store
-from cluster import pipeline
 from cluster.commands.options import JsonOption, KindOption, LayersOption, RunArgument, StoreArgument
 from cluster.console import Row, note, print_json, print_rows
 from extract.sites import parse_layers
+
+if TYPE_CHECKING:  # what computes is imported by the commands that compute: it takes seconds to load
+    from analyze.persistence import Curve, PersistenceResult
+    from analyze.probes import ProbeResult
+    from analyze.query import Run
+
+DEFAULT_PASSAGE = "bus-timetable-route-14"
+DEFAULT_PER_LABEL = 24
 
 
 def probe(
@@ -25,6 +28,9 @@ def probe(
     as_json: JsonOption = False,
 ) -> None:
     """Fit a probe on each layer and score it on the test split."""
+    from analyze.query import open_store
+    from cluster import pipeline
+
     opened = open_store(store).run(run)
     chosen = opened.layers if layers == "all" else parse_layers(layers, opened.manifest.n_layers)
     result = pipeline.probe(opened, site, chosen, kind)
@@ -39,12 +45,15 @@ def persistence(
     store: StoreArgument,
     run: RunArgument,
     layer: Annotated[int | None, typer.Option(help="Which layer; without it, the best for resid.last.")] = None,
-    passage: Annotated[str, typer.Option(help="Which built-in neutral passage to continue with.")] = pipeline.DEFAULT_PASSAGE,
-    per_label: Annotated[int, typer.Option(min=5, help="Most utterances of each label.")] = pipeline.DEFAULT_PER_LABEL,
+    passage: Annotated[str, typer.Option(help="Which built-in neutral passage to continue with.")] = DEFAULT_PASSAGE,
+    per_label: Annotated[int, typer.Option(min=5, help="Most utterances of each label.")] = DEFAULT_PER_LABEL,
     kind: KindOption = "linear",
     as_json: JsonOption = False,
 ) -> None:
     """Force the same neutral continuation after every utterance and probe along it."""
+    from analyze.query import open_store
+    from cluster import pipeline
+
     opened = open_store(store).run(run)
     chosen = layer if layer is not None else best_last_layer(opened, kind)
     result = pipeline.persistence(opened, chosen, passage, per_label, kind, store)
@@ -60,18 +69,24 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Directory to write; without it, in the run's own directory.")] = None,
 ) -> None:
     """Write report.html and its pictures, and print where."""
+    from analyze.query import open_store
+    from cluster import pipeline
+
     opened = open_store(store).run(run)
     typer.echo(pipeline.report(opened, out or opened.stored.directory / "report"))
 
 
-def best_last_layer(run: Run, kind: str) -> int:
+def best_last_layer(run: "Run", kind: str) -> int:
     """The best layer for `resid.last`, from probes kept with the run or made now."""
+    from analyze import results
+    from cluster import pipeline
+
     kept = [result for result in results.probes(run) if (result.site, result.kind) == ("resid.last", kind)]
     result = kept[0] if kept else pipeline.probe(run, "resid.last", run.layers, kind)
     return result.best_layer
 
 
-def print_probe(result: ProbeResult) -> None:
+def print_probe(result: "ProbeResult") -> None:
     """Print a table of layers."""
     rows: list[Row] = [
         {
@@ -88,7 +103,7 @@ def print_probe(result: ProbeResult) -> None:
     print_rows(title, rows, as_json=False)
 
 
-def print_persistence(result: PersistenceResult) -> None:
+def print_persistence(result: "PersistenceResult") -> None:
     """Print a table of emotions: scores along the continuation and half-lives."""
     curves = [result.curve(emotion, reader) for reader in ("refit", "offset-0") for emotion in ("all", *result.emotions)]
     rows: list[Row] = [
@@ -101,7 +116,7 @@ def print_persistence(result: PersistenceResult) -> None:
     print_rows(title, rows, as_json=False)
 
 
-def half_life_text(curve: Curve, last_offset: int) -> str:
+def half_life_text(curve: "Curve", last_offset: int) -> str:
     """A half-life with its interval, for people."""
     half_life = curve.half_life
     if not half_life.above_chance:
@@ -112,7 +127,7 @@ def half_life_text(curve: Curve, last_offset: int) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _tell_left_out(result: ProbeResult) -> None:
+def _tell_left_out(result: "ProbeResult") -> None:
     if result.n_unlabelled:
         note(f"left out {result.n_unlabelled:,} rows because they carry no single label")
     if result.n_other_split:

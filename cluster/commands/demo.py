@@ -6,21 +6,22 @@ from typing import Annotated
 
 import typer
 
-from analyze.query import Run
-from cluster import pipeline
-from cluster.commands.analysis import print_persistence, print_probe
+from cluster.commands.analysis import DEFAULT_PASSAGE, DEFAULT_PER_LABEL, print_persistence, print_probe
 from cluster.console import note
 from extract.corpus import BUILTIN as BUILTIN_CORPUS
 from extract.corpus import read_corpus
 from extract.models import BUILTIN, find_model
-from extract.run import Request
-from extract.verify import verify
+from extract.request import Request
 
 
 def demo(
     directory: Annotated[Path, typer.Option(help="Where the store and the report go.")] = Path("affectome-demo"),
 ) -> None:
     """From text to a map of emotion by layer: the built-in model on the built-in corpus."""
+    from analyze.query import Run
+    from cluster import pipeline
+    from extract.verify import verify
+
     began = time.monotonic()
     location = str(directory / "store")
     note(f"model {BUILTIN}: {find_model(BUILTIN).directory}")
@@ -32,7 +33,7 @@ def demo(
     run = Run(plan.run)
     probes = {site: pipeline.probe(run, site, run.layers, "linear") for site in run.sites}
     layer = probes["resid.last"].best_layer
-    persistence = pipeline.persistence(run, layer, pipeline.DEFAULT_PASSAGE, pipeline.DEFAULT_PER_LABEL, "linear", location)
+    persistence = pipeline.persistence(run, layer, DEFAULT_PASSAGE, DEFAULT_PER_LABEL, "linear", location)
     path = pipeline.report(run, directory / "report")
     for result in probes.values():
         print_probe(result)

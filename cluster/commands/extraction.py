@@ -1,18 +1,20 @@
 """affectome extract, affectome runs, affectome verify."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster import pipeline
 from cluster.commands.options import JsonOption, LayersOption, StoreArgument
 from cluster.console import Row, note, print_json, print_rows, progress
 from extract.corpus import BUILTIN as BUILTIN_CORPUS
 from extract.corpus import read_corpus
 from extract.models import BUILTIN
-from extract.run import DEFAULT_ROWS_PER_SHARD, DEFAULT_SITES, DEFAULT_TOKEN_BUDGET, Plan, Request
-from extract.store import Store, StoredRun
-from extract.verify import Verdict, verify
+from extract.request import DEFAULT_ROWS_PER_SHARD, DEFAULT_SITES, DEFAULT_TOKEN_BUDGET, Request
+
+if TYPE_CHECKING:  # what computes is imported by the commands that compute: it takes seconds to load
+    from extract.run import Plan
+    from extract.store import StoredRun
+    from extract.verify import Verdict
 
 
 def extract(
@@ -32,6 +34,8 @@ def extract(
     as_json: JsonOption = False,
 ) -> None:
     """Run a model over a corpus and keep its hidden states; prints the run's id last."""
+    from cluster import pipeline
+
     texts = read_corpus(corpus)
     request = Request(
         model=model,
@@ -56,6 +60,8 @@ def extract(
 
 def runs(store: StoreArgument, as_json: JsonOption = False) -> None:
     """List every run of a store."""
+    from extract.store import Store
+
     print_rows(f"runs in {store}", [_run_row(run) for run in Store.open(store).runs()], as_json)
 
 
@@ -67,6 +73,9 @@ def verify_runs(
     as_json: JsonOption = False,
 ) -> None:
     """Check every receipt, digest, checksum, shape and value; exit code 1 when something is wrong."""
+    from extract.store import Store
+    from extract.verify import verify
+
     opened = Store.open(store)
     chosen = [opened.run(run)] if run is not None else opened.runs()
     with progress("verifying", len(chosen), "runs") as advance:
@@ -82,7 +91,7 @@ def verify_runs(
         raise RuntimeError(f"{len(problems):,} problems in {store}; they are named above")
 
 
-def _what_was_done(plan: Plan) -> str:
+def _what_was_done(plan: "Plan") -> str:
     receipts = list(plan.run.receipts())
     seconds = sum(receipt.seconds["compute"] for receipt in receipts)
     tokens = sum(receipt.n_tokens for receipt in receipts)
@@ -91,7 +100,7 @@ def _what_was_done(plan: Plan) -> str:
     return f"{plan.run.manifest.n_rows:,} rows, {tokens:,} tokens, {seconds:.1f} s of computing{cut}"
 
 
-def _run_row(run: StoredRun) -> Row:
+def _run_row(run: "StoredRun") -> Row:
     manifest, receipts = run.manifest, list(run.receipts())
     return {
         "run": run.run_id,
@@ -108,7 +117,7 @@ def _run_row(run: StoredRun) -> Row:
     }
 
 
-def _verdict_row(verdict: Verdict) -> Row:
+def _verdict_row(verdict: "Verdict") -> Row:
     return {
         "run": verdict.run_id,
         "whole": verdict.whole,

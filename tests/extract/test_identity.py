@@ -103,7 +103,7 @@ def test_a_run_id_is_the_start_of_the_digest_of_what_anyone_can_write_down() -> 
 
 def test_an_identity_read_back_from_json_has_the_same_run_id() -> None:
     document = json.loads(canonical_json(asdict(IDENTITY)))
-    lists = {name: tuple(value) if isinstance(value, list) else value for name, value in document.items()}
+    lists: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in document.items()}
     assert Identity(**lists) == IDENTITY
     assert Identity(**document).run_id == IDENTITY.run_id
 

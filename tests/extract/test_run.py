@@ -20,7 +20,8 @@ from analyze.query import Run
 from extract.corpus import Corpus, read_corpus
 from extract.encoding import open_array, to_float32
 from extract.models import Model
-from extract.run import Plan, Request, extract_missing, plan_run, reopen
+from extract.request import Request
+from extract.run import Plan, extract_missing, plan_run, reopen
 from extract.shard import ExtractionError, extract_shard
 from extract.store import StoredRun
 from extract.verify import verify
@@ -140,7 +141,8 @@ def test_killed_midway_the_next_launch_finishes_with_the_same_bytes(tiny_model: 
     pyarrow.parquet.write_table(table, corpus)
     program = (
         "import sys; from extract.corpus import read_corpus; from extract.run import *; "
-        "plan = plan_run(Request(sys.argv[1], read_corpus(sys.argv[2]), rows_per_shard=1, truncate=True), sys.argv[3]); extract_missing(plan)"
+        "plan = plan_run(Request(sys.argv[1], read_corpus(sys.argv[2]), rows_per_shard=1, truncate=True), sys.argv[3]); "
+        "extract_missing(plan)"
     )
     command = [sys.executable, "-c", program, tiny_model.name, str(corpus), str(tmp_path / "store")]
     process = subprocess.Popen(command, env=os.environ | {"PYTHONWARNINGS": "default"})

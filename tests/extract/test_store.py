@@ -7,7 +7,8 @@ import pytest
 
 from extract.corpus import read_corpus
 from extract.models import Model
-from extract.run import Request, plan_run
+from extract.request import Request
+from extract.run import plan_run
 from extract.store import Store
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from extract.corpus import read_corpus
 from extract.models import Model
-from extract.run import Request, extract_missing, plan_run
+from extract.request import Request
+from extract.run import extract_missing, plan_run
 from extract.store import Store
 from extract.verify import verify
 

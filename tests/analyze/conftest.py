@@ -1,0 +1,122 @@
+"""Runs with planted numbers: what is in the store is known exactly, so the analyses can be held against it."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from analyze.query import Run
+from extract.encoding import to_stored
+from extract.identity import Identity
+from extract.store import Manifest, Receipt, Store, StoredRun, now
+
+Columns = Mapping[str, Sequence[object]]
+
+
+class Plant(Protocol):
+    """Makes a stored run that holds given numbers."""
+
+    def __call__(
+        self,
+        hidden: NDArray[np.float32],
+        columns: Columns,
+        *,
+        layers: tuple[int, ...] | None = None,
+        offsets: tuple[int, ...] = (),
+        stored_dtype: str = "float32",
+        rows_per_shard: int = 1024,
+        missing: Collection[int] = (),
+    ) -> Run:
+        """A run of `hidden`, (L, N, D) at `resid.last` or (L, N, O, D) at `resid.offset`, over utterances with `columns`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Planter:
+    factory: pytest.TempPathFactory
+
+    def __call__(
+        self,
+        hidden: NDArray[np.float32],
+        columns: Columns,
+        *,
+        layers: tuple[int, ...] | None = None,
+        offsets: tuple[int, ...] = (),
+        stored_dtype: str = "float32",
+        rows_per_shard: int = 1024,
+        missing: Collection[int] = (),
+    ) -> Run:
+        n_layers, n_rows, *_, width = hidden.shape
+        site = "resid.offset" if offsets else "resid.last"
+        layers = layers or tuple(range(n_layers))
+        identity = Identity(
+            weights="sha256:" + "0" * 64,
+            tokenizer="0" * 64,
+            template="",
+            continuation="",
+            corpus="0" * 64,
+            sites=(site,),
+            offsets=offsets,
+            layers=layers,
+            compute_dtype="float32",
+            stored_dtype=stored_dtype,
+            attention="sdpa",
+            truncate=False,
+        )
+        manifest = Manifest(
+            run_id=identity.run_id,
+            identity=identity,
+            n_rows=n_rows,
+            n_layers=max(layers),
+            width=width,
+            rows_per_shard=rows_per_shard,
+            token_budget=4096,
+            tables=(),
+            model="planted",
+            template="raw",
+            corpus="planted",
+            created=now(),
+        )
+        base = {"row": range(n_rows), "utterance_id": [f"u{row}" for row in range(n_rows)], "text": ["text"] * n_rows}
+        utterances = pa.table({name: list(values) for name, values in (base | dict(columns)).items()})
+        store = Store.open(str(self.factory.mktemp("store")), create=True)
+        stored = store.create_run(manifest, {"utterances": utterances, "tokens": pa.table({"row": list(range(n_rows))})})
+        for shard in sorted(set(range(stored.n_shards)) - set(missing)):
+            _write_shard(stored, shard, site, hidden)
+        return Run(stored)
+
+
+def _write_shard(stored: StoredRun, shard: int, site: str, hidden: NDArray[np.float32]) -> None:
+    start, stop = stored.shard_rows(shard)
+    values = to_stored(torch.from_numpy(hidden[:, start:stop].copy()), stored.manifest.identity.stored_dtype)
+    attempt, objects = stored.write_attempt(shard, {site: values})
+    committed = stored.commit(
+        Receipt(
+            run_id=stored.run_id,
+            shard=shard,
+            start=start,
+            stop=stop,
+            attempt=attempt,
+            objects=objects,
+            tokens="0" * 64,
+            n_tokens=stop - start,
+            n_truncated=0,
+            device="none",
+            host="none",
+            seconds={},
+            versions={},
+            finished=now(),
+        )
+    )
+    assert committed
+
+
+@pytest.fixture(scope="session")
+def plant(tmp_path_factory: pytest.TempPathFactory) -> Plant:
+    """Makes stored runs with planted numbers, each in a store of its own."""
+    return _Planter(tmp_path_factory)
