@@ -8,6 +8,7 @@ reads is what the user wrote.
 
 import hashlib
 import io
+import json
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ BUILTIN = "builtin"
 """Name of the corpus that ships with affectome."""
 
 _STRING_COLUMNS = ("utterance_id", "text", "label")
-_LARGEST_JSON_LINE = 1 << 26
+_LARGEST_LINE = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,8 @@ def read_corpus(source: str) -> Corpus:
     data = _read_bytes(source)
     try:
         table = _PARSERS[suffix](data)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+        table.validate(full=True)
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"corpus {source} is not a readable {suffix} file: {_first_line(error)}") from error
     return _check(source, table)
 
@@ -112,8 +114,8 @@ def _read_bytes(source: str) -> bytes:
         raise ValueError(f"there is no corpus at {source}; give a file, or {BUILTIN!r} for the built-in one") from error
     except (IsADirectoryError, PermissionError) as error:
         raise ValueError(f"cannot read corpus {source}: {error.strerror or error}") from error
-    except ImportError as error:
-        raise ValueError(f"cannot read {source}: {error}") from error
+    except Exception as error:  # each filesystem of fsspec has transport errors of its own; all mean the same here
+        raise ValueError(f"cannot read corpus {source}: {_first_line(error)}") from error
 
 
 def _parse_parquet(data: bytes) -> pa.Table:
@@ -123,15 +125,30 @@ def _parse_parquet(data: bytes) -> pa.Table:
 def _parse_jsonl(data: bytes) -> pa.Table:
     if not data.strip():
         return pa.table({"text": pa.array([], pa.string())})
-    return pyarrow.json.read_json(io.BytesIO(data), pyarrow.json.ReadOptions(block_size=_LARGEST_JSON_LINE))
+    return pyarrow.json.read_json(
+        io.BytesIO(data),
+        pyarrow.json.ReadOptions(block_size=_LARGEST_LINE),
+        pyarrow.json.ParseOptions(explicit_schema=_json_schema(data)),
+    )
+
+
+def _json_schema(data: bytes) -> pa.Schema:
+    """Strings for texts, ids and labels that are strings in the first line: Arrow would read dates out of them."""
+    try:
+        first = json.loads(data.lstrip().partition(b"\n")[0])
+    except ValueError:
+        first = None
+    names = [name for name in _STRING_COLUMNS if isinstance(first, dict) and isinstance(first.get(name), str)]
+    return pa.schema([(name, pa.string()) for name in names])
 
 
 def _parse_csv(data: bytes) -> pa.Table:
     if not data.strip():
         return pa.table({"text": pa.array([], pa.string())})
     return pyarrow.csv.read_csv(
-        io.BytesIO(data),
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        io.BytesIO(data.rstrip() + b"\n"),
+        pyarrow.csv.ReadOptions(block_size=_LARGEST_LINE),
+        pyarrow.csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
         convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(_STRING_COLUMNS, pa.string())),
     )
 
@@ -145,6 +162,9 @@ _PARSERS: dict[str, Callable[[bytes], pa.Table]] = {
 
 
 def _check(name: str, table: pa.Table) -> Corpus:
+    repeated = sorted({column for column in table.column_names if table.column_names.count(column) > 1})
+    if repeated:
+        raise ValueError(f"corpus {name} has more than one column {repeated[0]!r}; rename or drop one")
     if "text" not in table.column_names:
         raise ValueError(f"corpus {name} has no column 'text'; its columns are {', '.join(table.column_names) or 'none'}")
     if table.num_rows == 0:
@@ -168,7 +188,9 @@ def _as_strings(name: str, table: pa.Table, column: str) -> pa.Table:
     kind = table.schema.field(column).type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    convertible = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+    convertible = any(
+        is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    )
     if column != "text":  # ids and class numbers are often integers; a text never is
         convertible = convertible or pa.types.is_integer(kind)
     if not convertible:

@@ -39,10 +39,11 @@ def create(path: Path, data: bytes) -> bool:
     with _written_beside(path, data) as temporary:
         try:
             os.link(temporary, path)
-        except FileExistsError:
-            return False
+            created = True
+        except FileExistsError:  # over NFS a link may succeed and, asked again, report that it exists
+            created = temporary.stat().st_nlink == 2
     _sync_directory(path.parent)
-    return True
+    return created
 
 
 @contextlib.contextmanager

@@ -23,7 +23,6 @@ STORED_DTYPES = ("bfloat16", "float16", "float32")
 
 _NUMPY_DTYPES: dict[str, type[np.generic]] = {"bfloat16": np.uint16, "float16": np.float16, "float32": np.float32}
 _CHUNK_BYTES = 1 << 18
-_LARGEST_FLOAT16 = 65504.0
 
 Values = NDArray[Any]
 """Hidden states in their stored form: axis 0 layers, axis 1 rows, last axis width."""
@@ -42,16 +41,14 @@ def to_stored(states: torch.Tensor, stored_dtype: str) -> Values:
     """Convert hidden states to the form they are kept in, on the host.
 
     Raises:
-        UnfitValueError: a state is not finite, or does not fit into float16.
+        UnfitValueError: a state is not finite, or becomes infinite in the stored dtype.
     """
-    limit = _LARGEST_FLOAT16 if stored_dtype == "float16" else torch.finfo(torch.bfloat16).max
-    fits = states.abs() <= limit  # False for NaN as well
+    stored = states.to(getattr(torch, stored_dtype))
+    fits = stored.isfinite()
     if not bool(fits.all()):
         index = tuple(int(axis) for axis in torch.nonzero(~fits)[0])
         raise UnfitValueError(float(states[index]), index)
-    if stored_dtype == "bfloat16":
-        return states.to(torch.bfloat16).view(torch.uint16).cpu().numpy()
-    return states.to(getattr(torch, stored_dtype)).cpu().numpy()
+    return (stored.view(torch.uint16) if stored_dtype == "bfloat16" else stored).cpu().numpy()
 
 
 def to_float32(values: Values, stored_dtype: str) -> NDArray[np.float32]:
@@ -98,5 +95,5 @@ def open_array(directory: Path) -> zarr.Array[Any]:
     """
     try:
         return zarr.open_array(LocalStore(directory, read_only=True), mode="r")
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise ValueError(f"{directory} is not a readable array: {error}") from error

@@ -9,6 +9,7 @@ moves token boundaries around digits and runs of spaces; the ones known here are
 """
 
 import contextlib
+import io
 import json
 import os
 import secrets
@@ -65,35 +66,62 @@ def import_gguf(source: Path, name: str) -> Model:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise ValueError(f"{source} is not a GGUF file")
     target = models_directory() / name
+    digest = file_sha256(source)
+    if target.exists():
+        return _imported_before(target, name, source, digest)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{name}.{secrets.token_hex(4)}.tmp"  # starts with a dot, which no model name may
     try:
         temporary.mkdir()
-        _convert(source, temporary)
+        _convert(source, digest, temporary)
         _move_into_place(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    return _imported_before(target, name, source, digest)
+
+
+def _imported_before(target: Path, name: str, source: Path, digest: str) -> Model:
+    """The model at `target`, when it was made from this very file."""
+    try:
+        provenance = json.loads((target / PROVENANCE_FILE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{target} exists and is not an imported model; move it away and import again") from error
+    if provenance.get("source_sha256") != digest:
+        raise ValueError(f"{target} was made from another file than {source}; choose another --name, or remove it first")
     return Model(name, target)
 
 
-def _convert(source: Path, directory: Path) -> None:
-    with quiet_transformers():
-        try:
+def _convert(source: Path, digest: str, directory: Path) -> None:
+    try:
+        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader draws a bar of its own
             tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-            packed = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.parent,
                 gguf_file=source.name,
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.float32,
                 attn_implementation="eager",
+                output_loading_info=True,
             )
-        except (KeyError, NotImplementedError, OSError, RuntimeError, struct.error) as error:
-            raise ValueError(f"{source} cannot be read as a model: {error}") from error
         _restore_pre_tokenizer(source, tokenizer)
+    except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError, struct.error) as error:
+        # what a damaged file makes the readers raise; each one means the same to the user
+        raise ValueError(f"{source} cannot be read as a model: {error}") from error
+    packed, loading = loaded
+    missing = sorted(set(loading["missing_keys"]) - _tied_keys(packed))
+    if missing:  # transformers fills what the file lacks with random numbers
+        raise ValueError(f"{source} lacks {len(missing)} of the model's tensors (first: {missing[0]})")
+    with quiet_transformers():
         _save_dense(packed, directory)
         tokenizer.save_pretrained(directory)
-    provenance = {"source": source.name, "source_sha256": file_sha256(source), "dtype": "bfloat16"}
+    provenance = {"source": source.name, "source_sha256": digest, "dtype": "bfloat16"}
     (directory / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=1))
+
+
+def _tied_keys(model: Any) -> set[str]:
+    """Parameters that are another parameter under a second name, and so stand in no file."""
+    tied = model.config.get_text_config().tie_word_embeddings
+    return set(model.all_tied_weights_keys) if tied else set()
 
 
 def _save_dense(packed: torch.nn.Module, directory: Path) -> None:
@@ -117,8 +145,7 @@ def _restore_pre_tokenizer(source: Path, tokenizer: PreTrainedTokenizerBase) -> 
     known = fields.get("tokenizer.ggml.pre", "gpt-2")
     if known not in _BYTE_PAIR_PRE_TOKENIZERS:
         raise ValueError(
-            f"{source} was trained with the pre-tokenizer {known!r}, which cannot be rebuilt exactly from a GGUF; "
-            "import the model's safetensors directory instead"
+            f"its pre-tokenizer {known!r} cannot be rebuilt exactly from a GGUF; use the model's safetensors directory instead"
         )
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     tokenizer.backend_tokenizer.pre_tokenizer = _BYTE_PAIR_PRE_TOKENIZERS[known]()
@@ -130,12 +157,10 @@ def _string_fields(source: Path) -> dict[str, str]:
 
 
 def _move_into_place(temporary: Path, target: Path) -> None:
-    """Give the finished directory its name; when another import was faster, its result stands."""
+    """Give the finished directory its name; where another import was faster, its result stands."""
     for path in temporary.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
     with contextlib.suppress(OSError):
         temporary.rename(target)
-    if not (target / "config.json").is_file():
-        raise ValueError(f"{target} exists and is not a model; move it away and import again")

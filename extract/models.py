@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from extract.identity import canonical_json, file_sha256, sha256_hex
 
@@ -34,6 +35,7 @@ _TOKENIZER_FILES = (
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "chat_template.jinja", *_TOKENIZER_FILES]
+_NOT_SUBFOLDERS = ["*/*"]
 _HUB_TIMEOUT_SECONDS = 10.0
 _VOLATILE_KEYS = frozenset(
     {"transformers_version", "_name_or_path", "name_or_path", "dtype", "torch_dtype", "is_local", "local_files_only"}
@@ -107,15 +109,25 @@ def find_model(name: str) -> Model:
         return Model(name, models_directory() / name)
     if name == BUILTIN:
         return _import_builtin()
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = _path(name)
+    if path is not None and path.is_dir():
         return Model(str(path.resolve()), _checked_directory(path.resolve()))
-    if path.suffix == ".gguf":
+    if path is not None and path.suffix == ".gguf":
         raise ValueError(f"{name} is a GGUF file; turn it into safetensors once: affectome models import {name}")
     if _HUB_ID.fullmatch(name) and not name.startswith("."):
         return _from_hub(name)
     known = ", ".join(sorted({BUILTIN, *(model.name for model in imported_models())}))
     raise ValueError(f"there is no model {name!r}; give one of {known}, a directory, or a hub id such as Qwen/Qwen3-0.6B")
+
+
+def _path(name: str) -> Path | None:
+    """The name as a path, where it can be one: a home that does not exist or an endless name is no path."""
+    try:
+        path = Path(name).expanduser()
+        path.is_dir()
+    except (OSError, RuntimeError, ValueError):
+        return None
+    return path if name else None
 
 
 def _import_builtin() -> Model:
@@ -137,7 +149,21 @@ def _checked_directory(directory: Path) -> Path:
             f"{directory} holds no safetensors{found}; affectome reads no pickled weights. "
             "Save the model with save_pretrained(), or import a GGUF with: affectome models import FILE"
         )
+    for index in directory.glob("*.safetensors.index.json"):
+        absent = sorted(set(_read_json(index).get("weight_map", {}).values()) - {path.name for path in directory.iterdir()})
+        if absent:
+            raise ValueError(f"{directory} is not whole: {absent[0]} and perhaps more of its weights are missing")
     return directory
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return content
 
 
 def _from_hub(name: str) -> Model:
@@ -147,13 +173,15 @@ def _from_hub(name: str) -> Model:
     repository, _, revision = name.partition("@")
     if _COMMIT.fullmatch(revision):  # a pinned commit that is on this disk needs no network
         try:
-            cached = snapshot_download(repository, revision=revision, allow_patterns=_HUB_FILES, local_files_only=True)
+            cached = snapshot_download(
+                repository, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_SUBFOLDERS, local_files_only=True
+            )
             return Model(name, _checked_directory(Path(cached)), revision)
-        except LocalEntryNotFoundError:
+        except (LocalEntryNotFoundError, ValueError):  # not there, or only in part: the hub has the rest
             pass
     try:
         commit = HfApi().model_info(repository, revision=revision or None, timeout=_HUB_TIMEOUT_SECONDS).sha
-        directory = snapshot_download(repository, revision=commit, allow_patterns=_HUB_FILES)
+        directory = snapshot_download(repository, revision=commit, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_SUBFOLDERS)
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise ValueError(f"the hub has no model {name!r}, or it is private or gated; check the name and your token") from error
     except Exception as error:  # the hub client's transport errors differ from version to version; all mean the same here
@@ -173,7 +201,10 @@ def _weights_digest(directory: Path) -> str:
 def _file_digest(path: Path) -> str:
     if path.suffix != ".json":
         return file_sha256(path)
-    content = json.loads(path.read_bytes())
+    return sha256_hex(canonical_json(_without_volatile_keys(json.loads(path.read_bytes()))))
+
+
+def _without_volatile_keys(content: Any) -> Any:
     if isinstance(content, dict):
-        content = {key: value for key, value in content.items() if key not in _VOLATILE_KEYS}
-    return sha256_hex(canonical_json(content))
+        return {key: _without_volatile_keys(value) for key, value in content.items() if key not in _VOLATILE_KEYS}
+    return content

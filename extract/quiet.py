@@ -1,7 +1,6 @@
 """transformers without its bars and notices, which speak of details no user chose, over the project's own progress."""
 
 import contextlib
-import io
 from collections.abc import Iterator
 
 from transformers.utils import logging
@@ -14,8 +13,7 @@ def quiet_transformers() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader draws a bar of its own
-            yield
+        yield
     finally:
         logging.set_verbosity(level)
         logging.enable_progress_bar()

@@ -69,11 +69,11 @@ def parse_layers(text: str, n_layers: int) -> tuple[int, ...]:
         match = re.fullmatch(r"(\d+)(?::(\d+))?", part)
         if not match:
             raise ValueError(f"cannot read layers {text!r}; write all, a list such as 8,16 or a range such as 0:12")
-        start = int(match[1])
-        layers.update(range(start, int(match[2])) if match[2] else (start,))
-    missing = sorted(layers - set(everything))
-    if missing:
-        raise ValueError(f"there is no layer {missing[0]}; this model has layers 0 (embedding) to {n_layers}")
+        start, stop = int(match[1]), int(match[2] or int(match[1]) + 1)
+        if start < stop and stop - 1 > n_layers:
+            absent = max(start, n_layers + 1)
+            raise ValueError(f"there is no layer {absent}; this model has layers 0 (embedding) to {n_layers}")
+        layers.update(range(start, stop))
     if not layers:
         raise ValueError(f"the range {text!r} holds no layer; it counts as in Python, so 8:9 is layer 8")
     return tuple(sorted(layers))

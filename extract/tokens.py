@@ -46,7 +46,8 @@ class Template:
         """Look up a template by name.
 
         Raises:
-            ValueError: there is no such template, or the tokenizer has no chat template.
+            ValueError: there is no such template, or the tokenizer has no chat template or one that does not write
+                the message once.
         """
         if name not in TEMPLATES:
             raise ValueError(f"there is no template {name!r}; choose from {', '.join(TEMPLATES)}")
@@ -58,12 +59,23 @@ class Template:
         self._tokenizer = tokenizer
         self._head = self._tail = ""
         if name == "chat":
-            self._head, self._tail = self._render(_SENTINEL).split(_SENTINEL)
+            parts = self._render(_SENTINEL).split(_SENTINEL)
+            if len(parts) != 2:
+                raise ValueError(
+                    f"the chat template of this model writes a message {len(parts) - 1} times instead of once, "
+                    "so where the utterance begins and ends is not known; use --template raw"
+                )
+            self._head, self._tail = parts
 
     @property
     def text(self) -> str:
-        """The template in Jinja: what goes into a run's identity."""
-        return RAW_TEMPLATE if self._name == "raw" else str(self._tokenizer.chat_template)
+        """What goes into a run's identity: the template, and for a chat template also what it renders to.
+
+        A chat template may write the day's date, which changes the prompt but not the template.
+        """
+        if self._name == "raw":
+            return RAW_TEMPLATE
+        return f"{self._tokenizer.chat_template}\n{self._head}{RAW_TEMPLATE}{self._tail}"
 
     def prompts(self, texts: Sequence[str]) -> Iterator[Prompt]:
         """Tokenize utterances in order, without continuation; an utterance may come out with no tokens of its own."""

@@ -185,15 +185,6 @@ def test_reading_a_few_rows_does_not_look_at_chunks_of_others(tmp_path: Path) ->
         open_array(directory)[0, :10]
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty"])
-def test_a_layer_whose_object_is_lost_is_never_read_as_zeros(damage: str, tmp_path: Path) -> None:
-    directory, _ = _two_chunks_a_layer(tmp_path)
-    path = directory / "c/1/0/0"
-    path.unlink() if damage == "missing" else path.write_bytes(b"")
-    with pytest.raises(Exception, match=r"c/1/0/0|checksum"):
-        open_array(directory)[1]
-
-
 @pytest.mark.parametrize("metadata", [None, b"", b"{}", b"[]", b"null", b"\xff"])
 def test_a_directory_without_a_readable_array_is_a_value_error_that_names_it(metadata: bytes | None, tmp_path: Path) -> None:
     if metadata is not None:

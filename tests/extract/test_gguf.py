@@ -213,7 +213,7 @@ def test_names_and_places_that_cannot_be_are_refused(tmp_path: Path, cache: Path
     assert "no file" in _assert_refused(tmp_path / "missing.gguf")
     (cache / "taken").mkdir(parents=True)
     (cache / "taken" / "letter.txt").touch()
-    assert "is not a model" in _assert_refused(source, "taken")
+    assert "is not an imported model" in _assert_refused(source, "taken")
 
 
 def test_a_second_file_under_a_name_in_use_is_never_taken_for_the_first(tmp_path: Path) -> None:

@@ -1,0 +1,176 @@
+"""The command line as a user meets it: real processes, exit codes, sentences."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from extract.models import Model
+
+AFFECTOME = Path(sys.executable).with_name("affectome")
+
+
+def affectome(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([AFFECTOME, *arguments], capture_output=True, text=True, env=os.environ | environment)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty utterances of three labels, and four without one."""
+    path = tmp_path_factory.mktemp("corpus") / "mine.jsonl"
+    rows = [
+        {"utterance_id": f"u{n}", "text": f"text number {n} of many", "label": ("joy", "fear", "anger")[n % 3]}
+        for n in range(60)
+    ]
+    rows += [{"utterance_id": f"v{n}", "text": f"unsure {n}", "label": None} for n in range(4)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(tiny_model: Model, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A store with one finished run, and the run's id."""
+    location = tmp_path_factory.mktemp("stores") / "store"
+    done = affectome("extract", "--model", tiny_model.name, "--corpus", corpus, "--store", location, "--rows-per-shard", "20")
+    assert done.returncode == 0, done.stderr
+    return location, done.stdout.split()[-1]
+
+
+def test_extract_prints_the_run_id_last_and_finds_the_run_again(
+    tiny_model: Model, corpus: Path, store: tuple[Path, str]
+) -> None:
+    location, run_id = store
+    assert len(run_id) == 16
+    again = affectome("extract", "--model", tiny_model.name, "--corpus", corpus, "--store", location)
+    assert again.stdout.split()[-1] == run_id
+    assert f"run {run_id} is finished already: 64 of 64 rows" in again.stderr
+
+
+def test_runs_lists_what_was_done(store: tuple[Path, str], tiny_model: Model) -> None:
+    location, run_id = store
+    (row,) = json.loads(affectome("runs", location, "--json").stdout)
+    assert (row["run"], row["model"], row["rows_done"], row["rows_asked"]) == (run_id, tiny_model.name, 64, 64)
+    assert row["sites"] == ["resid.last", "resid.mean"]
+    assert run_id in affectome("runs", location).stdout
+
+
+def test_verify_ends_with_0_when_whole_and_1_when_not(store: tuple[Path, str], tmp_path: Path) -> None:
+    location, run_id = store
+    whole = affectome("verify", location, run_id, "--json")
+    assert whole.returncode == 0
+    (row,) = json.loads(whole.stdout)
+    assert (row["whole"], row["rows_whole"], row["receipts"], row["problems"]) == (True, 64, 4, [])
+    damaged = tmp_path / "store"
+    subprocess.run(["cp", "-r", location, damaged], check=True)
+    victim = next(damaged.glob("runs/*/shards/*/resid.last/c/2/0/0"))
+    victim.write_bytes(victim.read_bytes()[:-1])
+    found = affectome("verify", damaged)
+    assert found.returncode == 1
+    assert str(victim.relative_to(damaged)) in found.stderr
+    assert found.stderr.splitlines()[-1].startswith("error: 1 problems")
+
+
+def test_probe_says_what_it_left_out_and_prints_the_same_facts_as_json(store: tuple[Path, str]) -> None:
+    location, run_id = store
+    table = affectome("probe", location, run_id[:6])
+    assert table.returncode == 0, table.stderr
+    assert "left out 4 rows because they carry no single label" in table.stderr
+    result = json.loads(affectome("probe", location, run_id, "--json").stdout)
+    assert [entry["layer"] for entry in result["layers"]] == [0, 1, 2, 3]
+    assert result["n_unlabelled"] == 4
+    assert all(f"{entry['test']['accuracy']['value']:.3f}" in table.stdout for entry in result["layers"])
+
+
+def test_report_writes_a_page_and_its_pictures(store: tuple[Path, str], tmp_path: Path) -> None:
+    location, run_id = store
+    done = affectome("report", location, run_id, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    page = Path(done.stdout.strip())
+    assert run_id in page.read_text()
+    assert (page.parent / "layer-map.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["runs", "{tmp}/absent"], "there is no store at"),
+        (["runs", "{corpus}"], "is a file, not a store"),
+        (["verify", "{store}", "zz"], "no run starts with 'zz'"),
+        (["probe", "{store}", "{run}", "--site", "resid.middle"], "there is no site 'resid.middle'"),
+        (["probe", "{store}", "{run}", "--site", "resid.first"], "does not hold resid.first; it holds resid.last, resid.mean"),
+        (["probe", "{store}", "{run}", "--layers", "9"], "there is no layer 9"),
+        (["probe", "{store}", "{run}", "--kind", "psychic"], "there is no probe 'psychic'"),
+        (["persistence", "{store}", "{run}", "--passage", "poem"], "there is no passage 'poem'"),
+        (["extract", "--store", "{tmp}/new", "--corpus", "{tmp}/absent.csv"], "there is no corpus at"),
+        (["extract", "--store", "{tmp}/new", "--model", "absent"], "there is no model 'absent'"),
+        (["extract", "--store", "{tmp}/new", "--model", "{tmp}"], "is not a model directory"),
+        (["extract", "--store", "{tmp}", "--model", "{model}", "--corpus", "{corpus}"], "is not a store"),
+        (["extract", "--store", "{tmp}/new", "--model", "{model}", "--limit", "0"], "a limit of 0 leaves no utterance"),
+        (["extract", "--store", "{tmp}/new", "--model", "{model}", "--layers", "0:99"], "there is no layer 4"),
+        (["models", "import", "{corpus}"], "is not a GGUF file"),
+        (["corpus", "show", "{corpus}", "--label", "envy"], "its labels are anger, fear, joy"),
+        (["extract"], "Missing option"),
+        (["no-such-command"], "No such command"),
+    ],
+)
+def test_wrong_use_is_one_clear_sentence_and_exit_code_2(
+    arguments: list[str], sentence: str, store: tuple[Path, str], corpus: Path, tiny_model: Model, tmp_path: Path
+) -> None:
+    (tmp_path / "something").write_text("not a store")
+    places = {"tmp": tmp_path, "store": store[0], "run": store[1], "corpus": corpus, "model": tiny_model.name}
+    result = affectome(*(argument.format(**places) for argument in arguments))
+    assert result.returncode == 2, result.stderr
+    assert sentence in " ".join(result.stderr.replace("│", " ").split())
+    assert "Traceback" not in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["something"]
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    result = affectome("--debug", "runs", tmp_path / "absent")
+    assert result.returncode != 0
+    assert "Traceback" in result.stderr
+
+
+def test_a_hub_id_without_a_network_fails_at_once() -> None:
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    result = affectome("extract", "--store", "/nonexistent/store", "--model", "someone/some-model", **environment)
+    assert result.returncode == 2
+    assert "cannot get 'someone/some-model' from the hub" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_commands_that_compute_nothing_load_no_torch() -> None:
+    program = (
+        "import sys, cluster.cli; assert not {'torch', 'transformers', 'sklearn', 'ray'} & set(sys.modules), sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_5427_real_comments_are_kept_verified_and_probed(tiny_model: Model, goemotions: Path, tmp_path: Path) -> None:
+    """The built-in model takes minutes for this; its run is in the closing note of the issue, the mechanics are the same."""
+    location = tmp_path / "store"
+    done = affectome(
+        "extract", "--model", tiny_model.name, "--corpus", goemotions / "test.parquet", "--store", location, "--truncate"
+    )
+    assert done.returncode == 0, done.stderr
+    run_id = done.stdout.split()[-1]
+    (row,) = json.loads(affectome("verify", location, run_id, "--json").stdout)
+    assert (row["whole"], row["rows_whole"], row["rows_asked"]) == (True, 5427, 5427)
+    probed = affectome("probe", location, run_id, "--layers", "3")
+    assert probed.returncode == 0, probed.stderr
+    assert "left out 459 rows because they carry no single label" in probed.stderr
+
+
+def test_a_corpus_without_labels_is_extracted_but_not_probed(tiny_model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "plain.parquet"
+    pyarrow.parquet.write_table(pa.table({"text": ["one", "two", "three"]}), path)
+    done = affectome("extract", "--model", tiny_model.name, "--corpus", path, "--store", tmp_path / "store")
+    assert done.returncode == 0, done.stderr
+    probed = affectome("probe", tmp_path / "store", done.stdout.split()[-1])
+    assert probed.returncode == 2
+    assert "has no column 'label'" in probed.stderr
