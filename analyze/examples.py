@@ -21,6 +21,7 @@ FEWEST_SITUATIONS = 5
 """Fewest situations of each label that an analysis accepts."""
 
 _TEST_PART = 5
+_FEWEST_IN_TRAIN = 3
 _SIDES = ("train", "test")
 
 Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -155,8 +156,8 @@ def _check_sides(examples: Examples, split: Split) -> None:
         mine = examples.labels == name
         n_test = int(split.test[mine].sum())
         n_train = len(np.unique(examples.groups[mine & ~split.test]))
-        if n_test < 1 or n_train < 2:
+        if n_test < 1 or n_train < _FEWEST_IN_TRAIN:
             raise ValueError(
                 f"label {name!r} has {n_train} situations in split train and {n_test} examples in test; "
-                "a probe needs at least 2 and 1"
+                f"a probe needs at least {_FEWEST_IN_TRAIN} and 1"
             )

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
-from analyze.examples import FEWEST_SITUATIONS, SEED, folds, labelled_examples
+from analyze.examples import FEWEST_SITUATIONS, SEED, Examples, folds, labelled_examples
 from analyze.probes import fitting_pool, make_classifier, read_probabilities
 from analyze.query import Run
 from analyze.scores import Interval, score
@@ -101,7 +102,7 @@ def continued_request(run: Run, layer: int, passage: str, per_label: int, offset
 
     Args:
         passage: text forced after every utterance, after a blank line.
-        per_label: most utterances of each label; pairs are not broken on purpose, only by this limit.
+        per_label: most utterances of each label, of as many situations as there are.
 
     Raises:
         ValueError: the run has no usable labels.
@@ -112,11 +113,7 @@ def continued_request(run: Run, layer: int, passage: str, per_label: int, offset
     if ALL_EMOTIONS in examples.classes:
         raise ValueError(f"a label is called {ALL_EMOTIONS!r}, which persistence calls the mean over labels; rename it")
     table = run.utterances()
-    order = np.array([sha256_hex(name.encode()) for name in table["utterance_id"].to_pylist()])[examples.rows]
-    chosen: list[int] = []
-    for label in examples.classes:
-        candidates = np.flatnonzero(examples.labels == label)
-        chosen += examples.rows[candidates[np.argsort(order[candidates])][:per_label]].tolist()
+    chosen = [int(row) for label in examples.classes for row in _sample(examples, table, label)[:per_label]]
     manifest = run.manifest
     corpus = Corpus(f"{run.run_id} sample", table.drop_columns(["row", "n_tokens"])).take(sorted(chosen))
     return Request(
@@ -184,6 +181,17 @@ def half_life(offsets: Sequence[int], score_SO: NDArray[np.float64]) -> NDArray[
         share_S = np.divide(before_S, before_S - after_S, out=np.zeros_like(before_S), where=crosses_S)
         result_S = np.where(crosses_S, offsets[index - 1] + share_S * (offsets[index] - offsets[index - 1]), result_S)
     return np.where(above_SO[:, 0] > 0, result_S, np.nan)
+
+
+def _sample(examples: Examples, table: pa.Table, label: str) -> NDArray[np.int64]:
+    """The rows of a label in an order that depends on their ids alone, first one of every situation, then the rest."""
+    mine = examples.labels == label
+    rows, groups = examples.rows[mine], examples.groups[mine]
+    digests = [sha256_hex(name.encode()) for name in table["utterance_id"].take(pa.array(rows)).to_pylist()]
+    order = np.argsort(digests)
+    first_of_each = np.sort(np.unique(groups[order], return_index=True)[1])
+    ranked: NDArray[np.int64] = rows[np.concatenate([order[first_of_each], np.delete(order, first_of_each)])]
+    return ranked
 
 
 def _out_of_fold(

@@ -15,13 +15,14 @@ from typing import Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
-from matplotlib.colors import Normalize, to_rgba
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.scale import SymmetricalLogTransform
-from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from analyze.persistence import ALL_EMOTIONS, CHANCE, Curve, HalfLife, PersistenceResult
@@ -74,7 +75,7 @@ def png(figure: Figure) -> bytes:
     return sink.getvalue()
 
 
-def layer_map(probes: Sequence[ProbeResult], title: str = "Where the label can be read: a probe on every layer") -> Figure:
+def layer_map(probes: Sequence[ProbeResult], title: str) -> Figure:
     """Accuracy against layer for every probe, above the one-vs-rest AUROC of each class at each layer.
 
     Args:
@@ -85,15 +86,13 @@ def layer_map(probes: Sequence[ProbeResult], title: str = "Where the label can b
     top, *maps = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
     names = probe_names(probes)
     _draw_accuracy(top, probes, names)
-    norm = _auroc_norm(probes)
+    lowest = min(area.value for probe in probes for entry in probe.layers for area in entry.test.class_auroc)
+    floor = CHANCE if lowest >= CHANCE - 0.1 else 0.0  # colours start lower only where something is well below chance
+    norm = Normalize(floor, 1.0)
     mesh = [_draw_class_map(axes, probe, name, norm) for axes, probe, name in zip(maps, probes, names, strict=True)][-1]
     _label_layers(maps[-1], sorted({entry.layer for probe in probes for entry in probe.layers}))
-    bar = figure.colorbar(
-        mesh, ax=list(maps), fraction=0.025, pad=0.012, extend="min" if _lowest_area(probes) < (norm.vmin or 0) else "neither"
-    )
-    bar.set_label("AUROC", color=_MUTED, fontsize=9)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=9, colors=_MUTED, length=0)
+    extend = "min" if lowest < floor else "neither"
+    _finish_bar(figure.colorbar(mesh, ax=maps, fraction=0.025, pad=0.012, extend=extend), "AUROC")
     figure.suptitle(_plain(title, 90), x=0.012, ha="left", fontsize=13, fontweight="bold", color=_INK)
     return figure
 
@@ -148,9 +147,7 @@ def confusion_matrix(result: ProbeResult) -> Figure:
     axes.tick_params(length=0, labelsize=10)
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, format=PercentFormatter(1, decimals=0))
-    bar.set_label("share of the true label", color=_MUTED, fontsize=9)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=9, colors=_MUTED, length=0)
+    _finish_bar(bar, "share of the true label")
     return figure
 
 
@@ -192,9 +189,9 @@ def _draw_accuracy(axes: Axes, probes: Sequence[ProbeResult], names: Sequence[st
         best = probe.best.test.accuracy.value
         label = f"{_plain(name, 40)}, best layer {probe.best_layer}: {best:.0%}"
         _draw_band(axes, layers, accuracy, colour)
-        axes.plot(layers, [point.value for point in accuracy], color=colour, lw=2, marker="o", ms=2.5, label=label, zorder=4)
+        axes.plot(layers, _values(accuracy), color=colour, lw=2, marker="o", ms=2.5, label=label, zorder=4)
         axes.plot(probe.best_layer, best, marker="o", ms=9, mfc="white", mec=colour, mew=2.2, ls="", zorder=5)
-        axes.plot(layers, [point.value for point in control], color=colour, lw=1, ls=(0, (4, 2)), alpha=0.6, zorder=2)
+        axes.plot(layers, _values(control), color=colour, lw=1, ls=(0, (4, 2)), alpha=0.6, zorder=2)
     ring = "best layer, chosen without the test utterances"
     axes.plot([], [], marker="o", ms=8, mfc="white", mec=_MUTED, mew=2, ls="", label=ring)
     axes.plot([], [], color=_MUTED, lw=1, ls=(0, (4, 2)), label="fitted to shuffled labels")
@@ -207,7 +204,7 @@ def _draw_accuracy(axes: Axes, probes: Sequence[ProbeResult], names: Sequence[st
     axes.legend(
         loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=2, frameon=False, fontsize=10, borderaxespad=0.2, columnspacing=2.0
     )
-    _clean(axes, grid="y")
+    _clean(axes)
     axes.tick_params(axis="x", labelbottom=False)
 
 
@@ -216,13 +213,8 @@ def _draw_band(axes: Axes, x: Sequence[float], points: Sequence[Interval], colou
     axes.fill_between(x, lows, highs, color=colour, alpha=alpha, lw=0, zorder=1)
 
 
-def _auroc_norm(probes: Sequence[ProbeResult]) -> Normalize:
-    """Colours from chance to 1; from lower down only where something is well below chance."""
-    return Normalize(CHANCE if _lowest_area(probes) >= CHANCE - 0.1 else 0.0, 1.0)
-
-
-def _lowest_area(probes: Sequence[ProbeResult]) -> float:
-    return min(area.value for probe in probes for entry in probe.layers for area in entry.test.class_auroc)
+def _values(points: Sequence[Interval]) -> list[float]:
+    return [point.value for point in points]
 
 
 def _draw_class_map(axes: Axes, probe: ProbeResult, name: str, norm: Normalize) -> QuadMesh:
@@ -273,7 +265,7 @@ def _spaced(positions: Sequence[float], gap: float) -> list[float]:
 
 def _lowest(result: PersistenceResult) -> float:
     shown = [curve for curve in result.curves if curve.emotion == ALL_EMOTIONS or curve.reader != "shuffled"]
-    lowest = min(min(point.value for point in curve.auroc) for curve in shown)
+    lowest = min(point.value for curve in shown for point in curve.auroc)
     return float(max(0.0, min(0.4, np.floor(lowest * 10) / 10)))
 
 
@@ -287,27 +279,11 @@ def _draw_readers(axes: Axes, result: PersistenceResult) -> None:
         curve = result.curve(ALL_EMOTIONS, reader)
         label = f"{_READER_WORDS[reader]}, half-life {half_life_text(curve.half_life, last)}"
         _draw_band(axes, result.offsets, curve.auroc, colour)
-        axes.plot(
-            result.offsets,
-            [point.value for point in curve.auroc],
-            color=colour,
-            ls=style,
-            lw=width,
-            marker="o",
-            ms=3,
-            label=label,
-        )
+        axes.plot(result.offsets, _values(curve.auroc), color=colour, ls=style, lw=width, marker="o", ms=3, label=label)
         _mark_half_life(axes, curve, last, colour)
     shuffled = result.curve(ALL_EMOTIONS, "shuffled")
     _draw_band(axes, result.offsets, shuffled.auroc, _MUTED, alpha=0.2)
-    axes.plot(
-        result.offsets,
-        [point.value for point in shuffled.auroc],
-        color=_MUTED,
-        lw=1.2,
-        ls="-.",
-        label="fitted to shuffled labels",
-    )
+    axes.plot(result.offsets, _values(shuffled.auroc), color=_MUTED, lw=1.2, ls="-.", label="fitted to shuffled labels")
     axes.set_title("Mean over labels", loc="left", fontsize=12, fontweight="bold", color=_INK, pad=8)
     axes.set_ylabel("AUROC, one label against the rest", fontsize=10, color=_INK)
 
@@ -327,15 +303,15 @@ def _draw_emotion(axes: Axes, result: PersistenceResult, emotion: str, colour: s
     last = result.offsets[-1]
     refit, fixed = (result.curve(emotion, reader) for reader in ("refit", "offset-0"))
     _draw_band(axes, result.offsets, refit.auroc, colour, alpha=0.2)
-    axes.plot(result.offsets, [point.value for point in refit.auroc], color=colour, lw=2)
-    axes.plot(result.offsets, [point.value for point in fixed.auroc], color=_darker(colour), lw=1.2, ls="--")
+    axes.plot(result.offsets, _values(refit.auroc), color=colour, lw=2)
+    axes.plot(result.offsets, _values(fixed.auroc), color=_darker(colour), lw=1.2, ls="--")
     axes.set_title(f"{_plain(emotion, 16)}\n", loc="left", fontsize=10, fontweight="bold", color=_INK, pad=3)
     halves = f"half-life {half_life_text(refit.half_life, last)}, dashed {half_life_text(fixed.half_life, last)}"
     axes.text(0, 1.03, halves, transform=axes.transAxes, fontsize=7.5, color=_MUTED, va="bottom")
 
 
 def _darker(colour: str) -> tuple[float, float, float]:
-    red, green, blue, _ = to_rgba(colour)
+    red, green, blue = to_rgb(colour)
     return red * 0.6, green * 0.6, blue * 0.6
 
 
@@ -346,14 +322,13 @@ def _finish_offsets(axes: Axes, offsets: Sequence[int], low: float, roomy: bool)
     offset_at = dict(zip(positions_O.tolist(), offsets, strict=True))
     gap = float(positions_O[-1] - positions_O[0]) / (10 if roomy else 5)
     ticks = [offset_at[position] for position in _spaced(list(offset_at), gap)]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticklabels([str(tick) for tick in ticks])
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
     axes.set_xlim(offsets[0] - 0.12, offsets[-1] * 1.12)
     axes.set_ylim(low, 1.0)
     axes.set_yticks(np.arange(low, 1.01, 0.1 if roomy else 0.2))
     axes.yaxis.set_major_formatter("{x:.1f}")
-    _clean(axes, grid="y")
+    _clean(axes)
     axes.tick_params(labelsize=9 if roomy else 8)
 
 
@@ -372,20 +347,29 @@ def _draw_points(axes: Axes, result: Projection, points: Points, variance: tuple
     axes.set_ylabel(f"second axis, {variance[1]:.0%}", fontsize=10)
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#BBBBBB")
+    _open_frame(axes)
 
 
 def _marker(index: int) -> str:
     return _MARKERS[index % len(_MARKERS)]
 
 
-def _clean(axes: Axes, grid: Literal["x", "y"]) -> None:
+def _clean(axes: Axes) -> None:
+    _open_frame(axes)
+    axes.tick_params(colors=_INK, labelsize=9, length=0)
+    axes.grid(axis="y", color=_FAINT, lw=0.8)
+    axes.set_axisbelow(True)
+
+
+def _open_frame(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#BBBBBB")
-    axes.tick_params(colors=_INK, labelsize=9, length=0)
-    axes.grid(axis=grid, color=_FAINT, lw=0.8)
-    axes.set_axisbelow(True)
+
+
+def _finish_bar(bar: Colorbar, label: str) -> None:
+    bar.set_label(label, color=_MUTED, fontsize=9)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=9, colors=_MUTED, length=0)
 
 
 def _plain(text: str, longest: int = _LONGEST_LABEL) -> str:

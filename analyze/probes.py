@@ -2,8 +2,8 @@
 
 Each layer's states are standardised by the training split and read by one of two linear classifiers of scikit-learn:
 `linear` is discriminant analysis with Ledoit-Wolf shrinkage, which has nothing to tune; `logistic` is multinomial
-logistic regression. The best layer is chosen on a held-out part of the training split, so that its test score is not
-the luckiest of many. A control is fitted to shuffled labels: what it scores is what a probe of this size gets from
+logistic regression. The best layer is chosen by cross-validation inside the training split, so that its test score
+is not the luckiest of many. A control is fitted to shuffled labels: what it scores is what a probe of this size gets from
 nothing.
 """
 
@@ -30,6 +30,7 @@ KINDS = ("linear", "logistic")
 """Probes to choose from."""
 
 _LOGISTIC_C = 0.01
+_N_FOLDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class LayerScores:
     control: Scores
     """On the test split, fitted to shuffled labels."""
     selection_accuracy: float
-    """On the part of the training split held out for choosing the layer."""
+    """By cross-validation inside the training split, for choosing the layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +185,8 @@ def _probe_layer(hidden_ND: NDArray[np.float32], layer: int, examples: Examples,
 def _selection_accuracy(
     hidden_ND: NDArray[np.float32], truth_N: NDArray[np.int64], groups_N: NDArray[np.int64], kind: str
 ) -> float:
-    fitted, held_out = folds(truth_N, groups_N, n_folds=5)[0]
-    probe = make_probe(kind).fit(hidden_ND[fitted], truth_N[fitted])
-    return float(probe.score(hidden_ND[held_out], truth_N[held_out]))
+    right_N = np.zeros(len(truth_N), np.bool_)
+    for fitted, held_out in folds(truth_N, groups_N, _N_FOLDS):
+        probe = make_probe(kind).fit(hidden_ND[fitted], truth_N[fitted])
+        right_N[held_out] = probe.predict(hidden_ND[held_out]) == truth_N[held_out]
+    return float(right_N.mean())

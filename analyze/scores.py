@@ -80,7 +80,7 @@ def _wilson(n_right: int, n_examples: int) -> Interval:
     share, z2 = n_right / n_examples, _NORMAL_95**2
     middle = (share + z2 / (2 * n_examples)) / (1 + z2 / n_examples)
     half = _NORMAL_95 * np.sqrt(share * (1 - share) / n_examples + z2 / (4 * n_examples**2)) / (1 + z2 / n_examples)
-    return Interval(share, float(middle - half), float(middle + half))
+    return Interval(share, min(share, max(0.0, float(middle - half))), max(share, min(1.0, float(middle + half))))
 
 
 def _macro_f1(confusion_SKK: NDArray[np.int64]) -> NDArray[np.float64]:

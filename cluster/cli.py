@@ -64,5 +64,5 @@ def main() -> None:
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"the disk is full ({error.filename or 'writing'}); free some space and launch again: finished shards are kept"
+        return "the disk is full; free some space and launch again: finished shards are kept"
     return str(error) or type(error).__name__

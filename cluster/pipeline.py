@@ -11,14 +11,18 @@ from analyze.probes import ProbeResult, probe_layers
 from analyze.projection import project
 from analyze.query import Run
 from analyze.report import write_report
+from analyze.report.findings import headline_probe
 from cluster.console import note, progress
 from extract.corpus import read_passages
+from extract.models import BUILTIN, models_directory
 from extract.request import Request
 from extract.run import Plan, extract_missing, plan_run
 
 
 def extract(request: Request, location: str) -> Plan:
     """Plan a run and do what is missing of it."""
+    if request.model == BUILTIN and not (models_directory() / BUILTIN).exists():
+        note(f"importing the built-in model into {models_directory()}, this once")
     plan = plan_run(request, location)
     manifest, done = plan.run.manifest, plan.n_rows_done
     if done == manifest.n_rows:
@@ -64,7 +68,7 @@ def report(run: Run, directory: Path) -> Path:
         kept = [probe(run, site, run.layers, "linear") for site in run.sites if not site.endswith(".offset")]
     if not kept:
         raise ValueError(f"run {run.run_id} holds only offset sites; report the run whose utterances it continues")
-    best = max(kept, key=lambda result: result.best.selection_accuracy)
+    best = headline_probe(kept)
     projection = project(run, best.site, best.best_layer, best.kind)
     return write_report(run, kept, results.persistence(run), projection, directory)
 

@@ -178,8 +178,18 @@ class Engine:
 
 
 @lru_cache(maxsize=1)
-def engine(directory: Path, dtype: str, attention: str, device: str) -> Engine:
-    """The engine for a model, loaded once per process."""
+def engine(directory: Path, weights: str, dtype: str, attention: str, device: str) -> Engine:
+    """The engine for a model, loaded once per process and only if it is the model a run was planned with.
+
+    Args:
+        weights: the weights' identity (extract.models.Model.weights_identity); a part of the key, so that a directory that
+            was saved again in the meantime is loaded again.
+
+    Raises:
+        ValueError: the directory holds other weights.
+    """
+    if weights.startswith("sha256:") and Model(str(directory), directory).weights_identity != weights:
+        raise ValueError(f"the weights in {directory} are not those the run was planned with")
     return Engine(directory, dtype, attention, device)
 
 

@@ -10,6 +10,7 @@ objects, and a crash could leave half of each.
 import io
 import json
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -193,7 +194,8 @@ class StoredRun:
     def layer_values(self, receipt: Receipt, site: str, index: int, rows: NDArray[np.int64] | None = None) -> Values:
         """One layer of one site of one shard, in stored form.
 
-        A missing object would read as zeros in silence, so the object that holds the layer is compared with the receipt.
+        The metadata carries no checksum and a missing object would read as zeros, both in silence, so the one is held
+        against the receipt's digest and the other against its size; chunks carry checksums of their own.
 
         Args:
             index: the layer's position in the run's layers.
@@ -203,10 +205,11 @@ class StoredRun:
             ValueError: the object is missing or damaged.
         """
         directory = self.array_directory(receipt, site)
+        entries = {self.directory / entry.path: entry for entry in receipt.objects}
+        read_checked(self.directory, entries[directory / "zarr.json"])
         array = open_array(directory)
         path = directory / "c" / str(index) / Path(*("0" for _ in array.shape[1:]))
-        name = path.relative_to(self.directory).as_posix()
-        size = next(entry.size for entry in receipt.objects if entry.path == name)
+        size = entries[path].size
         if not path.is_file() or path.stat().st_size != size:
             raise ValueError(f"{path} is missing or has another size than its receipt says; see affectome verify")
         try:
@@ -226,10 +229,14 @@ class StoredRun:
         """
         attempt = secrets.token_hex(4)
         written = []
-        for site, values in sorted(arrays.items()):
-            names = ("layer", "row", "width") if values.ndim == 3 else ("layer", "row", "offset", "width")
-            for key, data in sorted(encode(values, self.manifest.identity.stored_dtype, names).items()):
-                written.append(write_object(self.directory, f"{_attempt_path(shard, attempt)}/{site}/{key}", data))
+        try:
+            for site, values in sorted(arrays.items()):
+                names = ("layer", "row", "width") if values.ndim == 3 else ("layer", "row", "offset", "width")
+                for key, data in sorted(encode(values, self.manifest.identity.stored_dtype, names).items()):
+                    written.append(write_object(self.directory, f"{_attempt_path(shard, attempt)}/{site}/{key}", data))
+        except OSError:  # a full disk gets its space back; what a killed attempt leaves is nobody's (docs/store.md, section 5)
+            shutil.rmtree(self.directory / _attempt_path(shard, attempt), ignore_errors=True)
+            raise
         return attempt, tuple(written)
 
     def commit(self, receipt: Receipt) -> bool:

@@ -10,7 +10,7 @@ from cluster.commands.analysis import DEFAULT_PASSAGE, DEFAULT_PER_LABEL, print_
 from cluster.console import note
 from extract.corpus import BUILTIN as BUILTIN_CORPUS
 from extract.corpus import read_corpus
-from extract.models import BUILTIN, find_model
+from extract.models import BUILTIN
 from extract.request import Request
 
 
@@ -24,7 +24,6 @@ def demo(
 
     began = time.monotonic()
     location = str(directory / "store")
-    note(f"model {BUILTIN}: {find_model(BUILTIN).directory}")
     plan = pipeline.extract(Request(BUILTIN, read_corpus(BUILTIN_CORPUS)), location)
     verdict = verify(plan.run)
     if not verdict.whole:

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
+from analyze.examples import labelled_examples
 from analyze.persistence import ALL_EMOTIONS, READERS, PersistenceResult, continued_request, half_life, measure_persistence
 from analyze.query import Run
 from extract.corpus import Corpus, read_corpus, read_passages
@@ -38,14 +39,6 @@ def planted_run(plant: Plant, seed: int, *, rotates: bool, n_rows: int = 400, wi
         states[0, :, index] *= 1 + offset  # states may grow along the text; a reader must not care
     labels = ["joy" if value > 0 else "fear" for value in sign]
     return plant(states.astype(np.float32), {"label": labels}, offsets=OFFSETS, rows_per_shard=150)
-
-
-def outcome(run: Run) -> PersistenceResult | str:
-    """The result, or the sentence that refuses the run."""
-    try:
-        return measure_persistence(run, run, 0)
-    except ValueError as error:
-        return str(error)
 
 
 def brute_half_life(offsets: list[int], scores: list[float]) -> float:
@@ -123,9 +116,9 @@ def test_a_direction_that_rotates_is_lost_to_the_reader_of_offset_0_but_not_to_t
 @pytest.mark.parametrize("kind", ["linear", "logistic"])
 def test_a_measurement_is_the_same_twice_and_calls_back_once_an_offset(plant: Plant, kind: str) -> None:
     run = planted_run(plant, 2, rotates=False, n_rows=60)
-    calls: list[None] = []
-    first = measure_persistence(run, run, 0, kind, on_offset=lambda: calls.append(None))
-    assert len(calls) == len(OFFSETS)
+    amounts: list[int] = []
+    first = measure_persistence(run, run, 0, kind, on_offset=lambda amount: amounts.append(amount))
+    assert amounts == [1] * len(OFFSETS)
     assert measure_persistence(run, run, 0, kind) == first
     assert {(curve.emotion, curve.reader) for curve in first.curves} == {
         (emotion, reader) for emotion in ("joy", "fear", ALL_EMOTIONS) for reader in READERS
@@ -138,21 +131,42 @@ def test_a_sample_without_test_utterances_is_measured_because_folds_need_no_spli
     assert measure_persistence(run, run, 0).n_utterances == 40
 
 
-def test_a_label_within_one_pair_is_measured_or_refused_by_name(plant: Plant) -> None:
+def test_a_label_within_one_pair_is_refused_by_name(plant: Plant) -> None:
     states = np.random.default_rng(0).standard_normal((1, 46, 2, 3)).astype(np.float32)
     run = plant(states, {"label": ["joy"] * 40 + ["fear"] * 6, "pair_id": [*range(40), *[99] * 6]}, offsets=(0, 1))
-    result = outcome(run)
-    assert "'fear'" in result if isinstance(result, str) else result.emotions == ("fear", "joy")
+    with pytest.raises(ValueError, match=r"label 'fear' has too few examples \(6, of different situations 1\)"):
+        measure_persistence(run, run, 0)
 
 
-def test_an_emotion_named_all_is_not_confused_with_the_mean_over_emotions(plant: Plant) -> None:
-    states = np.random.default_rng(0).standard_normal((1, 40, 2, 3)).astype(np.float32)
-    result = outcome(plant(states, {"label": ["all", "fear"] * 20}, offsets=(0, 1)))
-    if isinstance(result, str):
-        assert "'all'" in result
-    else:
-        names = [(curve.emotion, curve.reader) for curve in result.curves]
-        assert len(names) == len(set(names))
+def test_a_label_called_all_is_refused_before_anything_is_extracted(plant: Plant) -> None:
+    run = plant(np.zeros((1, 40, 2), np.float32), {"label": ["all", "fear"] * 20, "n_tokens": [1] * 40})
+    with pytest.raises(ValueError, match=r"a label is called 'all', .*; rename it"):
+        continued_request(run, 0, "Some text.", 8)
+
+
+def test_an_incomplete_continued_run_is_refused(plant: Plant) -> None:
+    states = np.zeros((1, 40, 2, 3), np.float32)
+    run = plant(states, {"label": ["joy", "fear"] * 20}, offsets=(0, 1), rows_per_shard=10, missing={2})
+    with pytest.raises(ValueError, match="1 of 4 shards are missing"):
+        measure_persistence(run, run, 0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 999), per_label=st.integers(5, 9))
+def test_a_sample_that_is_granted_has_situations_enough_to_be_measured(plant: Plant, seed: int, per_label: int) -> None:
+    """Else the refusal comes only after the continuation was extracted for nothing."""
+    columns: dict[str, list[object]] = {
+        "label": ["joy", "joy", "fear", "fear"] * 10,
+        "pair_id": [row // 2 for row in range(40)],
+        "utterance_id": [f"{seed} {row}" for row in range(40)],
+        "n_tokens": [1] * 40,
+    }
+    try:
+        table = continued_request(plant(np.zeros((1, 40, 1), np.float32), columns), 0, "Some text.", per_label).corpus.table
+    except ValueError:
+        return
+    sample = {name: table[name].to_pylist() for name in ("label", "pair_id")}
+    assert labelled_examples(plant(np.zeros((1, table.num_rows, 1), np.float32), sample)).classes == ("fear", "joy")
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +187,7 @@ def real(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[R
 def test_a_continued_request_takes_the_runs_own_texts_at_most_so_many_of_each_label(real: tuple[Run, str]) -> None:
     run, _ = real
     texts = dict(zip(run.utterances()["utterance_id"].to_pylist(), run.utterances()["text"].to_pylist(), strict=True))
-    for per_label in (1, 7, 12, 500):
+    for per_label in (5, 7, 12, 500):
         request = continued_request(run, 2, "Some text.", per_label, (0, 2))
         table = request.corpus.table
         assert set(Counter(table["label"].to_pylist()).values()) == {min(per_label, 12)}
@@ -187,9 +201,15 @@ def test_a_continued_request_takes_the_runs_own_texts_at_most_so_many_of_each_la
 def test_a_smaller_sample_is_part_of_a_larger_one(real: tuple[Run, str]) -> None:
     small, large = (
         set(continued_request(real[0], 2, "Some text.", per_label).corpus.table["utterance_id"].to_pylist())
-        for per_label in (3, 8)
+        for per_label in (5, 8)
     )
     assert small < large
+
+
+@pytest.mark.parametrize("per_label", [-1, 0, 1, 4])
+def test_a_sample_of_fewer_than_five_of_each_label_is_refused(real: tuple[Run, str], per_label: int) -> None:
+    with pytest.raises(ValueError, match=f"^{per_label} utterances of each label are too few; take 5 or more$"):
+        continued_request(real[0], 2, "Some text.", per_label)
 
 
 def test_a_real_run_is_continued_extracted_and_measured(real: tuple[Run, str]) -> None:

@@ -1,9 +1,6 @@
 """Probes find what was planted, where it was planted, and nothing in noise."""
 
-import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import cast
 
 import numpy as np
@@ -36,16 +33,6 @@ def planted_states(seed: int) -> tuple[NDArray[np.float32], list[str]]:
 def planted(plant: Plant) -> Run:
     states, labels = planted_states(0)
     return plant(states, {"label": labels, "split": ["train", "test"] * (N_ROWS // 2)}, rows_per_shard=333)
-
-
-@contextmanager
-def cores(count: int) -> Iterator[None]:
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(allowed)[:count])
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, allowed)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -86,11 +73,9 @@ def test_the_control_of_a_strong_signal_scores_chance_on_average(plant: Plant) -
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_result_is_the_same_twice_and_on_one_core_or_two(planted: Run, kind: str) -> None:
+def test_the_result_is_the_same_twice(planted: Run, kind: str) -> None:
     first = probe_layers(planted, "resid.last", (1, 2), kind)
     assert probe_layers(planted, "resid.last", (1, 2), kind) == first
-    with cores(1):
-        assert probe_layers(planted, "resid.last", (1, 2), kind) == first
 
 
 def test_a_layer_is_scored_the_same_alone_and_among_others(planted: Run) -> None:
@@ -111,9 +96,9 @@ def test_what_is_left_out_is_counted_and_chance_is_the_commonest_training_class(
 
 
 def test_the_callback_is_called_once_a_layer(planted: Run) -> None:
-    calls: list[None] = []
-    probe_layers(planted, "resid.last", (0, 3), on_layer=lambda: calls.append(None))
-    assert len(calls) == 2
+    amounts: list[int] = []
+    probe_layers(planted, "resid.last", (0, 3), on_layer=lambda amount: amounts.append(amount))
+    assert amounts == [1, 1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -136,8 +121,10 @@ def test_constant_features_neither_crash_nor_warn(plant: Plant, kind: str, width
         {"label": ["joy"] * 30 + ["fear"] * 5},
         {"label": ["joy", "fear"] * 5},
         {"label": ["joy", "fear"] * 10, "split": ["train"] * 4 + ["test"] * 16},
+        {"label": ["joy", "fear"] * 10 + ["joy"] * 20, "split": ["train"] * 4 + ["test"] * 16 + ["train"] * 20},
+        {"label": ["joy", "fear"] * 10, "split": ["train"] * 6 + ["test"] * 14},
     ],
-    ids=["a label of five", "two labels of five", "two of a label to train on"],
+    ids=["a label of five", "two labels of five", "two of each label to train on", "two of one to train on", "three of each"],
 )
 def test_few_examples_are_probed_without_a_warning_or_refused_by_the_rule(
     plant: Plant, kind: str, columns: dict[str, list[object]]

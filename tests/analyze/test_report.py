@@ -15,7 +15,9 @@ from analyze.persistence import ALL_EMOTIONS, READERS, Curve, HalfLife, Persiste
 from analyze.probes import LayerScores, ProbeResult
 from analyze.projection import Projection
 from analyze.query import Run
-from analyze.report import half_life_words, headline, onset, write_report
+from analyze.report import write_report
+from analyze.report.findings import headline, onset
+from analyze.report.persistence import half_life_words
 from analyze.scores import Interval, Scores
 from tests.analyze.conftest import Plant
 

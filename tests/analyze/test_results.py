@@ -55,7 +55,7 @@ def test_what_is_saved_is_read_back_equal(run: Run, probe: ProbeResult, persiste
     assert results.persistence(run) == [persistence]
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(), st.floats(0, 1), st.none() | st.floats(0, 400))
 def test_any_label_and_any_number_comes_back_as_it_was(
     run: Run, probe: ProbeResult, persistence: PersistenceResult, label: str, chance: float, tokens: float | None
@@ -79,13 +79,29 @@ def test_results_of_other_sites_and_kinds_stand_side_by_side_and_the_same_one_is
     assert len(kept_files(run)) == len(saved)
 
 
+def test_probes_of_other_layers_stand_side_by_side_whatever_the_file_is_called(run: Run, probe: ProbeResult) -> None:
+    saved = [probe, *(replace(probe, layers=(entry,), best_layer=entry.layer) for entry in probe.layers)]
+    for result in [*saved, *saved]:
+        results.save(run, result)
+    kept = results.probes(run)
+    assert len(kept) == len(saved) == 3
+    assert all(result in kept for result in saved)
+
+
+def test_persistence_of_two_continuations_is_kept_side_by_side(run: Run, persistence: PersistenceResult) -> None:
+    saved = [replace(persistence, continued_run_id=digit * 16) for digit in "ab"]
+    for result in saved:
+        results.save(run, result)
+    assert results.persistence(run) == saved
+
+
 def test_persistence_of_two_layers_is_kept_side_by_side(run: Run, persistence: PersistenceResult) -> None:
     results.save(run, persistence)
     results.save(run, replace(persistence, layer=persistence.layer + 1))
     assert [result.layer for result in results.persistence(run)] == [persistence.layer, persistence.layer + 1]
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0, 1, exclude_max=True), tail=st.sampled_from([b"", b"\xff\xfe", b"]", b"\0"]))
 def test_a_file_cut_short_is_refused_in_one_sentence_that_names_it(
     run: Run, probe: ProbeResult, share: float, tail: bytes

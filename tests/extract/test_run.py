@@ -240,3 +240,18 @@ def test_reopening_a_run_whose_model_changed_is_refused(tiny_model: Model, reque
     plain.save_pretrained(directory)
     with pytest.raises(ValueError, match="is not the one run"):
         reopen(plan.store, plan.run)
+    with pytest.raises(ValueError, match="are not those the run was planned with"):
+        extract_missing(plan)
+
+
+def test_a_model_saved_again_in_the_same_place_is_loaded_again(tiny_model: Model, request_of: Request, tmp_path: Path) -> None:
+    directory = tmp_path / "model"
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model.directory)
+    AutoTokenizer.from_pretrained(tiny_model.directory).save_pretrained(directory)
+    states = []
+    for change in (0.0, 1.0):
+        with torch.no_grad():
+            plain.model.embed_tokens.weight.add_(change)
+        plain.save_pretrained(directory)
+        states.append(stored_values(done(replace(request_of, model=str(directory)), tmp_path / "store").run, "resid.last")[0])
+    np.testing.assert_allclose(states[1], states[0] + 1, atol=1e-5)

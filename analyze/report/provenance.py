@@ -1,0 +1,184 @@
+"""What was run, where and on what, and the commands that do it again.
+
+All of it is read back from the store (manifest, receipts, the run with the continuation). Keeping the command line a user
+typed was rejected: it names defaults that may have changed since, and a run may have been made from Python.
+"""
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analyze.persistence import PersistenceResult
+from analyze.probes import ProbeResult
+from analyze.query import Run, open_store
+from analyze.report.page import Fact, Table
+from analyze.report.words import ranges
+from extract.corpus import read_passages
+from extract.request import DEFAULT_ROWS_PER_SHARD, DEFAULT_TOKEN_BUDGET
+from extract.store import Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """How a persistence measurement was made, read back from the run with the continuation."""
+
+    text: str
+    """What was forced after every utterance."""
+    passage_id: str | None
+    """The built-in passage it is, if it is one."""
+    per_label: int
+    """Utterances of the commonest label."""
+
+
+Measured = Sequence[tuple[PersistenceResult, Continuation | None]]
+"""Persistence measurements, each with its continuation; None where the continued run is not in the store."""
+
+
+def with_continuations(run: Run, persistence: Sequence[PersistenceResult]) -> Measured:
+    """Look up how each measurement was made."""
+    return [(result, _continuation(run, result.continued_run_id)) for result in persistence]
+
+
+def facts(run: Run, receipts: Sequence[Receipt], best: ProbeResult, measured: Measured) -> tuple[Fact, ...]:
+    """What was run, line by line."""
+    manifest, identity = run.manifest, run.manifest.identity
+    truncated = sum(receipt.n_truncated for receipt in receipts)
+    left_out = (
+        f"{best.n_unlabelled:,} utterances without a single label, {best.n_other_split:,} of another split than train and test"
+    )
+    return (
+        Fact("run", f"{run.run_id}, created {manifest.created}"),
+        Fact("model", f"{manifest.model}: {manifest.n_layers} blocks, width {manifest.width:,}"),
+        Fact("weights", identity.weights),
+        Fact("tokenizer", f"sha256:{identity.tokenizer}"),
+        Fact("template", f"{manifest.template}: {identity.template}"),
+        Fact("corpus", f"{manifest.corpus}, {manifest.n_rows:,} rows, sha256:{identity.corpus}"),
+        Fact("labels", ", ".join(best.classes)),
+        Fact("split", f"{best.split}: {best.n_train:,} train, {best.n_test:,} test"),
+        Fact("left out", left_out),
+        Fact("sites", ", ".join(identity.sites)),
+        Fact("layers", ranges(identity.layers)),
+        Fact("precision", f"computed in {identity.compute_dtype}, stored in {identity.stored_dtype}"),
+        Fact("attention", identity.attention),
+        Fact("cut at the context", f"{truncated:,} utterances" if identity.truncate else "not allowed"),
+        Fact("batches", f"shards of {manifest.rows_per_shard:,} rows, {manifest.token_budget:,} tokens a batch"),
+        Fact("finished", _finished(receipts)),
+        Fact("libraries", _libraries(receipts)),
+        *(Fact("continuation", _continuation_words(result, continuation)) for result, continuation in measured),
+    )
+
+
+def work(receipts: Sequence[Receipt]) -> Table:
+    """Receipts summed by where they were made."""
+    groups: dict[tuple[str, str], list[Receipt]] = {}
+    for receipt in receipts:
+        groups.setdefault((receipt.device, receipt.host), []).append(receipt)
+    stages = list(dict.fromkeys(stage for receipt in receipts for stage in receipt.seconds))
+    return Table(
+        caption=f"Where it was computed: {sum(receipt.n_tokens for receipt in receipts):,} tokens, {len(receipts):,} receipts",
+        header=("device", "host", "receipts", "rows", "tokens", *(f"{stage}, s" for stage in stages)),
+        rows=tuple((*place, *_work_cells(made, stages)) for place, made in groups.items()),
+    )
+
+
+def commands(run: Run, probes: Sequence[ProbeResult], measured: Measured) -> tuple[str, ...]:
+    """The commands that make the run, its results and its report again."""
+    return (
+        _extract_command(run),
+        *(_probe_command(run, probe) for probe in probes),
+        *(_persistence_command(run, result, continuation) for result, continuation in measured),
+        _command("report", run),
+    )
+
+
+def commands_to_measure_persistence(run: Run) -> str:
+    """What to type for a report with persistence, a line for each command."""
+    return "\n".join(_command(name, run) for name in ("persistence", "report"))
+
+
+def _continuation(run: Run, continued_run_id: str) -> Continuation | None:
+    try:
+        continued = open_store(_store_of(run)).run(continued_run_id)
+    except ValueError:
+        return None
+    text = continued.manifest.identity.continuation.strip()
+    passages = read_passages().to_pylist()
+    passage_id = next((str(passage["passage_id"]) for passage in passages if passage["text"].strip() == text), None)
+    labels = Counter(label for label in continued.utterances()["label"].to_pylist() if label)
+    return Continuation(text, passage_id, max(labels.values()))
+
+
+def _store_of(run: Run) -> str:
+    return str(run.stored.directory.parents[1])
+
+
+def _continuation_words(result: PersistenceResult, continuation: Continuation | None) -> str:
+    measured = f"run {result.continued_run_id}, layer {result.layer}, {result.n_utterances:,} utterances"
+    if continuation is None:
+        return f"{measured}; text not in this store"
+    name = f"passage {continuation.passage_id}, " if continuation.passage_id else ""
+    text = " ".join(continuation.text.split())[:90]
+    return f"{measured}; {name}\N{LEFT DOUBLE QUOTATION MARK}{text}\N{HORIZONTAL ELLIPSIS}\N{RIGHT DOUBLE QUOTATION MARK}"
+
+
+def _work_cells(receipts: Sequence[Receipt], stages: Sequence[str]) -> tuple[str, ...]:
+    return (
+        f"{len(receipts):,}",
+        f"{sum(receipt.stop - receipt.start for receipt in receipts):,}",
+        f"{sum(receipt.n_tokens for receipt in receipts):,}",
+        *(f"{sum(receipt.seconds.get(stage, 0.0) for receipt in receipts):,.1f}" for stage in stages),
+    )
+
+
+def _libraries(receipts: Sequence[Receipt]) -> str:
+    """Versions that made the receipts; more than one set where machines differ."""
+    made = {", ".join(f"{library} {version}" for library, version in sorted(receipt.versions.items())) for receipt in receipts}
+    return "; or ".join(sorted(made)) or "none recorded"
+
+
+def _finished(receipts: Sequence[Receipt]) -> str:
+    if not receipts:
+        return "nothing yet"
+    first, last = min(receipt.finished for receipt in receipts), max(receipt.finished for receipt in receipts)
+    return first if first == last else f"{first} to {last}"
+
+
+def _command(name: str, run: Run, *options: str) -> str:
+    return shlex.join(("affectome", name, _store_of(run), run.run_id, *options))
+
+
+def _probe_command(run: Run, probe: ProbeResult) -> str:
+    layers = tuple(entry.layer for entry in probe.layers)
+    chosen = () if layers == run.layers else ("--layers", _list(layers))
+    return _command("probe", run, "--site", probe.site, "--kind", probe.kind, *chosen)
+
+
+def _persistence_command(run: Run, result: PersistenceResult, continuation: Continuation | None) -> str:
+    command = _command("persistence", run, "--layer", str(result.layer), "--kind", result.kind)
+    if continuation is None:
+        return f"{command}  # what run {result.continued_run_id} was continued with is not in this store"
+    if continuation.passage_id is None:
+        return f"{command}  # run {result.continued_run_id} was continued with a text that is no built-in passage"
+    return f"{command} {shlex.join(('--passage', continuation.passage_id, '--per-label', str(continuation.per_label)))}"
+
+
+def _extract_command(run: Run) -> str:
+    manifest, identity = run.manifest, run.manifest.identity
+    everything = identity.layers == tuple(range(manifest.n_layers + 1))
+    command = ["affectome", "extract", "--store", _store_of(run), "--model", manifest.model, "--corpus", manifest.corpus]
+    command += ["--limit", str(manifest.n_rows)]  # the corpus may have been longer, or have grown
+    command += ["--sites", ",".join(identity.sites), "--layers", "all" if everything else _list(identity.layers)]
+    command += ["--template", manifest.template, "--dtype", identity.compute_dtype, "--stored-dtype", identity.stored_dtype]
+    command += ["--attention", identity.attention]
+    if identity.truncate:
+        command.append("--truncate")
+    if manifest.rows_per_shard != DEFAULT_ROWS_PER_SHARD:
+        command += ["--rows-per-shard", str(manifest.rows_per_shard)]
+    if manifest.token_budget != DEFAULT_TOKEN_BUDGET:
+        command += ["--token-budget", str(manifest.token_budget)]
+    return shlex.join(command)
+
+
+def _list(layers: Sequence[int]) -> str:
+    return ",".join(map(str, layers))

@@ -1,0 +1,43 @@
+"""Numbers, intervals and labels as a reader wants them; every part of the report writes them the same way."""
+
+from collections.abc import Iterable, Sequence
+
+from analyze.plots import EMOTION_COLOURS
+from analyze.scores import Interval
+
+
+def noun(classes: Iterable[str]) -> str:
+    """`emotion` where the labels are those of the built-in corpus, otherwise `label`."""
+    return "emotion" if all(name in EMOTION_COLOURS for name in classes) else "label"
+
+
+def share(value: Interval) -> str:
+    """A share for a sentence: `71% (67-75%)`."""
+    return f"{value.value:.0%} ({share_range(value)})"
+
+
+def share_range(value: Interval) -> str:
+    """The interval of a share alone: `67-75%`."""
+    return f"{100 * value.low:.0f}\N{EN DASH}{value.high:.0%}"
+
+
+def share_cell(value: Interval) -> str:
+    """A share for a table, with one decimal: `71.0% (67.0-75.0)`."""
+    return f"{value.value:.1%} ({100 * value.low:.1f}\N{EN DASH}{100 * value.high:.1f})"
+
+
+def score(value: Interval) -> str:
+    """An F1 or an AUROC: `0.86 (0.82-0.90)`."""
+    return f"{value.value:.2f} ({value.low:.2f}\N{EN DASH}{value.high:.2f})"
+
+
+def ranges(layers: Sequence[int]) -> str:
+    """Ascending layers, one or more: `0 to 3 and 7`."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    *others, last = [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
+    return f"{', '.join(others)} and {last}" if others else last
