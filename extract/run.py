@@ -138,7 +138,7 @@ def _check_choices(request: Request) -> None:
 def _prompts(request: Request, template: Template, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> list[Prompt]:
     texts = request.corpus.table["text"].to_pylist()
     ids = request.corpus.table["utterance_id"].to_pylist()
-    continuation = tuple(tokenizer(request.continuation, add_special_tokens=False)["input_ids"]) if request.continuation else ()
+    continuation = _continuation(request, tokenizer)
     prompts: list[Prompt] = []
     too_long: list[tuple[int, int]] = []
     for row, prompt in enumerate(tokenize(template, texts, continuation, shape.context, request.truncate)):
@@ -156,6 +156,14 @@ def _prompts(request: Request, template: Template, tokenizer: PreTrainedTokenize
             "shorten them, drop them, or cut them with --truncate (the run records it)"
         )
     return prompts
+
+
+def _continuation(request: Request, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The continuation's token ids, as far as the largest offset reaches: nothing is read behind it."""
+    if not request.continuation:
+        return ()
+    ids = tuple(tokenizer(request.continuation, add_special_tokens=False)["input_ids"])
+    return ids[: max(request.offsets)] if request.offsets else ids
 
 
 def _checked_offsets(request: Request, sites: Sequence[str], prompts: Sequence[Prompt]) -> tuple[int, ...]:

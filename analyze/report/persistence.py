@@ -76,7 +76,8 @@ def _half_life_sentence(half_life: HalfLife, last: int) -> str:
         return words
     if half_life.low is None:
         return f"{words} tokens, the whole 95% interval included,"
-    return f"{words if half_life.tokens is not None else f'{words} tokens'} (95% interval {_interval(half_life, f'more than {last}')})"
+    counted = words if half_life.tokens is not None else f"{words} tokens"
+    return f"{counted} (95% interval {_interval(half_life, f'more than {last}')})"
 
 
 def _half_life_cell(half_life: HalfLife, last: int) -> str:

@@ -23,7 +23,7 @@ def affectome(*arguments: str | Path, **environment: str) -> subprocess.Complete
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty utterances of three labels, and four without one."""
     path = tmp_path_factory.mktemp("corpus") / "mine.jsonl"
-    rows = [
+    rows: list[dict[str, str | None]] = [
         {"utterance_id": f"u{n}", "text": f"text number {n} of many", "label": ("joy", "fear", "anger")[n % 3]}
         for n in range(60)
     ]

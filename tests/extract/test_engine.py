@@ -1,6 +1,7 @@
 """The engine against plain transformers, one text at a time."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,18 +38,21 @@ def reference_states(model: Model, prompt: Prompt) -> NDArray[np.float32]:
 
 
 def expected(states_LTD: NDArray[np.float32], prompt: Prompt, position: str, offsets: Sequence[int]) -> NDArray[np.float32]:
-    own = states_LTD[:, prompt.start : prompt.stop]
+    own: NDArray[np.float32] = states_LTD[:, prompt.start : prompt.stop]
+    mean: NDArray[np.float32]
     match position:
         case "last":
             return own[:, -1]
         case "first":
             return own[:, 0]
         case "mean":
-            return own.mean(axis=1)
+            mean = own.mean(axis=1)
+            return mean
         case "prompt_last":
             return states_LTD[:, prompt.prompt_stop - 1]
         case "prompt_mean":
-            return states_LTD[:, : prompt.prompt_stop].mean(axis=1)
+            mean = states_LTD[:, : prompt.prompt_stop].mean(axis=1)
+            return mean
         case _:
             return states_LTD[:, [prompt.stop - 1 + offset for offset in offsets]]
 
@@ -80,7 +84,8 @@ def test_a_bidirectional_model_gets_a_mask(tmp_path_factory: pytest.TempPathFact
     directory = tmp_path_factory.mktemp("bert")
     torch.manual_seed(0)
     config = BertConfig(vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
-    plain = BertModel(config).eval()
+    plain: Any = BertModel(config)
+    plain.eval()
     plain.save_pretrained(directory)
     prompts = [Prompt((5, 6, 7), 0, 3, 3), Prompt((8, 9, 10, 11, 12, 13, 14), 0, 7, 7)]
     site = Site("resid", "mean")

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -104,9 +105,7 @@ def test_the_same_request_has_the_same_id_and_bytes_in_another_store(request_of:
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_whatever_changes_the_numbers_changes_the_id(
-    request_of: Request, tmp_path: Path, change: dict[str, str | bool]
-) -> None:
+def test_whatever_changes_the_numbers_changes_the_id(request_of: Request, tmp_path: Path, change: dict[str, Any]) -> None:
     request_of = replace(request_of, corpus=request_of.corpus.head(5), truncate=True)
     base = plan_run(request_of, str(tmp_path / "store"))
     changed = plan_run(replace(request_of, **change), str(tmp_path / "store"))
@@ -197,7 +196,7 @@ def test_a_text_longer_than_the_context_is_refused_with_its_row_and_cut_on_reque
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(
-    request_of: Request, tmp_path: Path, change: dict[str, str], sentence: str
+    request_of: Request, tmp_path: Path, change: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
         plan_run(replace(request_of, **change), str(tmp_path / "store"))

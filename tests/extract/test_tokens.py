@@ -205,7 +205,7 @@ def test_five_thousand_texts_come_out_in_order_and_as_they_would_alone(tokenizer
 def test_what_a_template_says_of_itself_is_the_jinja_and_what_it_renders_to(tokenizer: PreTrainedTokenizerFast) -> None:
     assert Template("raw", tokenizer).text == "{{ text }}"
     rendered = tokenizer.apply_chat_template([{"role": "user", "content": "HERE"}], tokenize=False, add_generation_prompt=True)
-    assert Template("chat", tokenizer).text == f"{tokenizer.chat_template}\n{rendered.replace('HERE', '{{ text }}')}"
+    assert Template("chat", tokenizer).text == f"{tokenizer.chat_template}\n{str(rendered).replace('HERE', '{{ text }}')}"
 
 
 def test_an_unknown_template_is_refused_with_those_that_exist(tokenizer: PreTrainedTokenizerFast) -> None:
