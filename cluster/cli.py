@@ -5,7 +5,6 @@ shows the traceback behind it.
 """
 
 import errno
-import os
 import sys
 from typing import Annotated
 
@@ -52,10 +51,7 @@ def main() -> None:
     """Run the command line and exit."""
     try:
         app()
-    except (ValueError, RuntimeError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # whoever read our output has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
+    except Exception as error:  # whatever went wrong, a user gets one sentence; --debug gives the rest
         if _DEBUG in sys.argv:
             raise
         note(f"error: {_sentence(error)}")
@@ -65,4 +61,6 @@ def main() -> None:
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk is full; free some space and launch again: finished shards are kept"
-    return str(error) or type(error).__name__
+    if isinstance(error, ValueError | RuntimeError | OSError):
+        return str(error) or type(error).__name__
+    return f"{type(error).__name__}: {error} (not expected; please report it with what --debug shows)"

@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -16,7 +18,7 @@ Row = Mapping[str, Fact]
 """One row of a table: what a column is called, and its value."""
 
 _SECONDS_BETWEEN_LINES = 5.0
-_WIDE_ENOUGH = 250
+_WIDEST = 2000
 
 
 def print_json(value: object) -> None:
@@ -29,15 +31,16 @@ def print_rows(title: str, rows: Sequence[Row], as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    table = Table(title=escape(title), title_justify="left", title_style="bold")
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for column in dict.fromkeys(name for row in rows for name in row):
         numeric = all(isinstance(row.get(column), int | float) for row in rows)
         table.add_column(column.replace("_", " "), justify="right" if numeric else "left", no_wrap=not _is_text(column, rows))
     for row in rows:
         table.add_row(*(escape(_cell(value)) for value in row.values()))
     console = Console(highlight=False)
-    if not console.is_terminal:  # a pipe has no width: cutting cells to 80 columns would lose facts
-        console = Console(highlight=False, width=_WIDE_ENOUGH)
+    needed = Measurement.get(console, console.options.update(width=_WIDEST), table).maximum
+    if needed > console.width:  # cut cells would lose facts: a terminal wraps lines, a pipe has no width
+        console = Console(highlight=False, width=needed)
     console.print(table)
 
 

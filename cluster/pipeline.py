@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 
 from analyze import results
 from analyze.persistence import OFFSETS, PersistenceResult, continued_request, measure_persistence
-from analyze.probes import ProbeResult, probe_layers
+from analyze.probes import ProbeResult, make_classifier, probe_layers
 from analyze.projection import project
 from analyze.query import Run
 from analyze.report import write_report
@@ -49,6 +49,7 @@ def probe(run: Run, site: str, layers: Sequence[int], kind: str) -> ProbeResult:
 
 def persistence(run: Run, layer: int, passage_id: str, per_label: int, kind: str, location: str) -> PersistenceResult:
     """Continue a sample of a run's utterances with a neutral passage, probe along it and keep the result."""
+    make_classifier(kind)  # an unknown kind is refused before minutes of extraction
     plan = extract(continued_request(run, layer, passage_text(passage_id), per_label), location)
     continued = Run(plan.run)
     for kept in results.persistence(run):
@@ -63,14 +64,14 @@ def persistence(run: Run, layer: int, passage_id: str, per_label: int, kind: str
 
 def report(run: Run, directory: Path) -> Path:
     """Write a run's report from the results kept with it; probes that are missing are made first."""
-    kept = [result for result in results.probes(run) if tuple(entry.layer for entry in result.layers) == run.layers]
-    if not kept:
-        kept = [probe(run, site, run.layers, "linear") for site in run.sites if not site.endswith(".offset")]
-    if not kept:
+    full = [kept for kept in results.probes(run) if tuple(entry.layer for entry in kept.layers) == run.layers]
+    sites = [site for site in run.sites if not site.endswith(".offset")]
+    if not sites:
         raise ValueError(f"run {run.run_id} holds only offset sites; report the run whose utterances it continues")
-    best = headline_probe(kept)
+    full += [probe(run, site, run.layers, "linear") for site in sites if site not in {kept.site for kept in full}]
+    best = headline_probe(full)
     projection = project(run, best.site, best.best_layer, best.kind)
-    return write_report(run, kept, results.persistence(run), projection, directory)
+    return write_report(run, full, results.persistence(run), projection, directory)
 
 
 def passage_text(passage_id: str) -> str:

@@ -26,6 +26,7 @@ BUILTIN = "builtin"
 """Name of the corpus that ships with affectome."""
 
 _STRING_COLUMNS = ("utterance_id", "text", "label")
+_BLANK_IS_ABSENT = ("label", "split", "pair_id")
 _LARGEST_LINE = 1 << 26
 
 
@@ -146,7 +147,7 @@ def _parse_csv(data: bytes) -> pa.Table:
     if not data.strip():
         return pa.table({"text": pa.array([], pa.string())})
     return pyarrow.csv.read_csv(
-        io.BytesIO(data.rstrip() + b"\n"),
+        io.BytesIO(data.rstrip(b"\r\n") + b"\n"),
         pyarrow.csv.ReadOptions(block_size=_LARGEST_LINE),
         pyarrow.csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
         convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(_STRING_COLUMNS, pa.string())),
@@ -165,6 +166,9 @@ def _check(name: str, table: pa.Table) -> Corpus:
     repeated = sorted({column for column in table.column_names if table.column_names.count(column) > 1})
     if repeated:
         raise ValueError(f"corpus {name} has more than one column {repeated[0]!r}; rename or drop one")
+    taken = sorted({"row", "n_tokens"} & set(table.column_names))
+    if taken:
+        raise ValueError(f"corpus {name} has a column {taken[0]!r}, a name that runs use for their own; rename it")
     if "text" not in table.column_names:
         raise ValueError(f"corpus {name} has no column 'text'; its columns are {', '.join(table.column_names) or 'none'}")
     if table.num_rows == 0:
@@ -177,10 +181,11 @@ def _check(name: str, table: pa.Table) -> Corpus:
             table = _as_strings(name, table, column)
     _check_texts(name, table)
     _check_ids(name, table)
-    if "label" in table.column_names:  # in a CSV an absent label is an empty field
-        label = table["label"]
-        blank = pc.equal(pc.utf8_trim_whitespace(label), "")
-        table = _set_column(table, "label", pc.if_else(blank, pa.scalar(None, pa.string()), label))
+    for column in _BLANK_IS_ABSENT:  # in a CSV an absent string is an empty field
+        if column in table.column_names and pa.types.is_string(table.schema.field(column).type):
+            values = table[column]
+            blank = pc.equal(pc.utf8_trim_whitespace(values), "")
+            table = _set_column(table, column, pc.if_else(blank, pa.scalar(None, pa.string()), values))
     return Corpus(name, table.combine_chunks())
 
 

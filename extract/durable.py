@@ -46,6 +46,11 @@ def create(path: Path, data: bytes) -> bool:
     return created
 
 
+def is_unfinished(path: Path) -> bool:
+    """Whether a name is that of an unfinished write, which means nothing."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
 @contextlib.contextmanager
 def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

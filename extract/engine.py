@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -46,14 +47,17 @@ def read_shape(model: Model) -> Shape:
     """Read a model's shape from its configuration, without its weights.
 
     Raises:
-        ValueError: the configuration is not one transformers knows.
+        ValueError: the configuration is not one transformers knows, or it names no context.
     """
     try:
         config = AutoConfig.from_pretrained(model.directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"cannot read the configuration of {model.name}: {error}") from error
     text = config.get_text_config()
-    return Shape(text.num_hidden_layers, text.hidden_size, text.max_position_embeddings)
+    context = getattr(text, "max_position_embeddings", None)
+    if context is None:
+        raise ValueError(f"the configuration of {model.name} does not say how many tokens it reads; it is not supported yet")
+    return Shape(text.num_hidden_layers, text.hidden_size, context)
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
@@ -69,6 +73,35 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
         raise ValueError(f"cannot load the tokenizer of {model.name}: {error}") from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
+
+
+def load_weights(directory: Path, dtype: torch.dtype, attention: str) -> Any:
+    """Load a model without its heads from safetensors, all of its weights.
+
+    transformers fills weights that the files lack with random numbers and says so in a notice, so they are refused here; a
+    pooler that comes after the blocks may be absent.
+
+    Raises:
+        ValueError: transformers cannot build the model, or weights are missing.
+    """
+    try:
+        with quiet_transformers():
+            model, loading = AutoModel.from_pretrained(
+                directory,
+                dtype=dtype,
+                attn_implementation=attention,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, LookupError, ImportError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"cannot load the model in {directory}: {error}") from error
+    lacking = sorted({*loading["missing_keys"], *(str(key[0]) for key in loading["mismatched_keys"])})
+    lacking = [key for key in lacking if not key.startswith("pooler.")]
+    if lacking:
+        raise ValueError(f"the model in {directory} lacks {len(lacking)} of its weights (first: {lacking[0]})")
+    return model
 
 
 class _PassDone(Exception):  # noqa: N818 - not an error
@@ -88,26 +121,16 @@ class Engine:
             device: device of torch, such as `cpu` or `cuda:0`.
 
         Raises:
-            ValueError: transformers cannot build the model, or its blocks cannot be found.
+            ValueError: transformers cannot build the model, weights are missing, or its blocks cannot be found.
         """
-        try:
-            with quiet_transformers():
-                model = AutoModel.from_pretrained(
-                    directory,
-                    dtype=COMPUTE_DTYPES[dtype],
-                    attn_implementation=attention,
-                    use_safetensors=True,
-                    trust_remote_code=False,
-                    local_files_only=True,
-                )
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise ValueError(f"cannot load the model in {directory}: {error}") from error
+        model = load_weights(directory, COMPUTE_DTYPES[dtype], attention)
         self._model: Any = model.eval().requires_grad_(False).to(device)
         self._blocks = find_blocks(self._model)
         self.device = torch.device(device)
         """Where the model computes."""
-        self._causal = True
-        self._causal = self._measure_causality()
+        self.causal = True
+        """Whether a token's state is independent of the tokens after it; measured below with the mask left out."""
+        self.causal = self._measure_causality()
 
     def pool(
         self, prompts: Sequence[Prompt], layers: Sequence[int], sites: Sequence[Site], offsets: Sequence[int] = ()
@@ -132,6 +155,7 @@ class Engine:
                 pooled[site].append(read(hidden_BTD))
 
         self._forward(prompts, layers, keep)
+        assert all(len(states) == len(layers) for states in pooled.values()), "the model's forward pass skipped a block"
         return {site: torch.stack(states) for site, states in pooled.items()}
 
     @torch.inference_mode()
@@ -154,7 +178,7 @@ class Engine:
 
         handles = [self._blocks[0].register_forward_pre_hook(before_first, with_kwargs=True)]
         handles += [block.register_forward_hook(after(index)) for index, block in enumerate(self._blocks, start=1)]
-        arguments: dict[str, Any] = {} if self._causal else {"attention_mask": mask_BT}
+        arguments: dict[str, Any] = {} if self.causal else {"attention_mask": mask_BT}
         if hasattr(self._model.config.get_text_config(), "use_cache"):
             arguments["use_cache"] = False
         try:

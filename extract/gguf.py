@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 from transformers.integrations.gguf.reader import read_gguf_metadata
 
 from extract.identity import file_sha256
-from extract.models import Model, check_name, models_directory
+from extract.models import BUILTIN, Model, builtin_gguf, check_name, models_directory
 from extract.quiet import quiet_transformers
 
 PROVENANCE_FILE = "affectome.json"
@@ -60,6 +60,8 @@ def import_gguf(source: Path, name: str) -> Model:
         ValueError: not a GGUF file, a name that cannot be a directory, or a pre-tokenizer that cannot be rebuilt exactly.
     """
     check_name(name)
+    if name == BUILTIN and source != builtin_gguf():
+        raise ValueError(f"{BUILTIN} is the built-in model's name; choose another --name for {source}")
     if not source.is_file():
         raise ValueError(f"there is no file {source}")
     with source.open("rb") as file:
@@ -85,7 +87,7 @@ def _imported_before(target: Path, name: str, source: Path, digest: str) -> Mode
     try:
         provenance = json.loads((target / PROVENANCE_FILE).read_bytes())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{target} exists and is not an imported model; move it away and import again") from error
+        raise ValueError(f"{target} is not an imported model; move it away if it exists, and import again") from error
     if provenance.get("source_sha256") != digest:
         raise ValueError(f"{target} was made from another file than {source}; choose another --name, or remove it first")
     return Model(name, target)

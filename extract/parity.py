@@ -10,17 +10,14 @@ Shape suffixes: L layers, B texts, T tokens, D width.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from transformers import AutoModel
 
-from extract.engine import Engine, find_blocks, load_tokenizer, plan_batches, read_shape
+from extract.engine import Engine, find_blocks, load_tokenizer, load_weights, plan_batches, read_shape
 from extract.models import Model
-from extract.quiet import quiet_transformers
 from extract.sites import Site
 from extract.tokens import Prompt, Template
 
@@ -91,10 +88,7 @@ class _Reference:
     """Plain transformers, float32, one text at a time."""
 
     def __init__(self, model: Model, device: str) -> None:
-        with quiet_transformers():
-            self._model: Any = AutoModel.from_pretrained(
-                model.directory, dtype=torch.float32, attn_implementation="eager", use_safetensors=True, local_files_only=True
-            )
+        self._model = load_weights(model.directory, torch.float32, "eager")
         self._model.eval().to(device)
         self._device = device
         self.final_norm = _find_final_norm(self._model)

@@ -11,9 +11,11 @@ def quiet_transformers() -> Iterator[None]:
     """Keep transformers silent; errors are still raised."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
+    bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
-        logging.enable_progress_bar()
+        if bars:
+            logging.enable_progress_bar()

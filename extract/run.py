@@ -13,13 +13,13 @@ from transformers import PreTrainedTokenizerBase
 
 from extract.corpus import Corpus
 from extract.encoding import STORED_DTYPES
-from extract.engine import COMPUTE_DTYPES, Shape, default_device, load_tokenizer, read_shape
+from extract.engine import COMPUTE_DTYPES, Shape, default_device, engine, load_tokenizer, read_shape
 from extract.identity import Identity
 from extract.models import Model, find_model
 from extract.request import Request
 from extract.shard import ShardTask, extract_shard
 from extract.sites import parse_layers, parse_sites
-from extract.store import Manifest, Receipt, Store, StoredRun, now
+from extract.store import Manifest, Receipt, Store, StoredRun, now, through_parquet
 from extract.tokens import Prompt, Template, tokenize
 
 
@@ -58,6 +58,7 @@ def plan_run(request: Request, location: str) -> Plan:
         ValueError: something in the request cannot be; nothing was written.
     """
     _check_choices(request)
+    Store.check(location)
     model = find_model(request.model)
     shape = read_shape(model)
     tokenizer = load_tokenizer(model)
@@ -94,8 +95,11 @@ def plan_run(request: Request, location: str) -> Plan:
         corpus=request.corpus.name,
         created=now(),
     )
-    store = Store.open(location, create=True)
+    loaded = engine(model.directory, identity.weights, identity.compute_dtype, identity.attention, default_device())
+    if request.continuation and not loaded.causal:
+        raise ValueError(f"{model.name} reads in both directions: an utterance's state would contain the continuation")
     utterances = _utterances(request.corpus, prompts)
+    store = Store.open(location, create=True)
     run = store.find(identity)
     if run is None:
         run = store.create_run(manifest, {"utterances": utterances, "tokens": _tokens(prompts)})
@@ -110,18 +114,6 @@ def extract_missing(plan: Plan, on_rows: Callable[[int], None] = lambda _: None)
         on_rows: called with the number of rows computed, batch by batch.
     """
     return [extract_shard(task, on_rows) for task in plan.tasks()]
-
-
-def reopen(store: Store, run: StoredRun) -> Plan:
-    """A plan for a stored run, with its model found again and proven to be the same.
-
-    Raises:
-        ValueError: the model is not on this machine any more, or is another one now.
-    """
-    model = find_model(run.manifest.model)
-    if (model.weights_identity, model.tokenizer_digest) != (run.manifest.identity.weights, run.manifest.identity.tokenizer):
-        raise ValueError(f"the model {run.manifest.model!r} on this machine is not the one run {run.run_id} was made with")
-    return Plan(store, run, model)
 
 
 def _check_choices(request: Request) -> None:
@@ -150,8 +142,9 @@ def _prompts(request: Request, template: Template, tokenizer: PreTrainedTokenize
             prompts.append(prompt)
     if too_long:
         row, n_tokens = too_long[0]
+        with_it = " with their continuation" if continuation else ""
         raise ValueError(
-            f"{len(too_long):,} of {len(texts):,} texts are longer than the model's {shape.context:,} tokens "
+            f"{len(too_long):,} of {len(texts):,} texts are{with_it} longer than the model's {shape.context:,} tokens "
             f"(first: row {row:,}, id {ids[row]!r}, {n_tokens:,} tokens); "
             "shorten them, drop them, or cut them with --truncate (the run records it)"
         )
@@ -180,9 +173,8 @@ def _checked_offsets(request: Request, sites: Sequence[str], prompts: Sequence[P
 
 
 def _utterances(corpus: Corpus, prompts: Sequence[Prompt]) -> pa.Table:
-    """The corpus with `row` and `n_tokens` (the utterance's own) in front, overwriting columns of those names."""
-    table = corpus.table.drop_columns([name for name in ("row", "n_tokens") if name in corpus.table.column_names])
-    table = table.add_column(0, "row", pa.array(range(len(prompts)), pa.int64()))
+    """The corpus with `row` in front and `n_tokens`, the utterance's own, at the end."""
+    table = corpus.table.add_column(0, "row", pa.array(range(len(prompts)), pa.int64()))
     return table.append_column("n_tokens", pa.array([prompt.stop - prompt.start for prompt in prompts], pa.int64()))
 
 
@@ -201,14 +193,20 @@ def _tokens(prompts: Sequence[Prompt]) -> pa.Table:
 
 def _check_same_columns(run: StoredRun, utterances: pa.Table) -> None:
     """A run found again must hold the labels and columns it is asked with, or an analysis would read stale ones."""
-    stored = run.table("utterances")
+    stored, asked = run.table("utterances"), through_parquet(utterances)
+    names = dict.fromkeys(stored.column_names + asked.column_names)
     differing = [
         name
-        for name in dict.fromkeys(stored.column_names + utterances.column_names)
-        if name not in stored.column_names or name not in utterances.column_names or not stored[name].equals(utterances[name])
+        for name in names
+        if name not in stored.column_names or name not in asked.column_names or not _same_values(stored[name], asked[name])
     ]
     if differing:
         raise ValueError(
             f"run {run.run_id} holds these texts already, but with other values in {', '.join(differing)}; "
             "stored runs never change, so extract the corrected corpus into another store"
         )
+
+
+def _same_values(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
+    """Whether two columns are equal; unlike Arrow's own comparison, a NaN equals a NaN."""
+    return bool(one.type == other.type and (one.equals(other) or repr(one.to_pylist()) == repr(other.to_pylist())))

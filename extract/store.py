@@ -101,7 +101,7 @@ class Receipt:
     host: str
     """On which machine."""
     seconds: Mapping[str, float]
-    """Wall time of each stage: read, compute, write."""
+    """Wall time of each stage: load, compute, write."""
     versions: Mapping[str, str]
     """Versions of the libraries that made it."""
     finished: str
@@ -234,16 +234,21 @@ class StoredRun:
                 names = ("layer", "row", "width") if values.ndim == 3 else ("layer", "row", "offset", "width")
                 for key, data in sorted(encode(values, self.manifest.identity.stored_dtype, names).items()):
                     written.append(write_object(self.directory, f"{_attempt_path(shard, attempt)}/{site}/{key}", data))
-        except OSError:  # a full disk gets its space back; what a killed attempt leaves is nobody's (docs/store.md, section 5)
+        except (
+            BaseException
+        ):  # a full disk gets its space back; what a killed attempt leaves is nobody's (docs/store.md, section 5)
             shutil.rmtree(self.directory / _attempt_path(shard, attempt), ignore_errors=True)
             raise
         return attempt, tuple(written)
 
     def commit(self, receipt: Receipt) -> bool:
-        """Create the receipt. False when another attempt was first: then that one stands and this one's bytes are nobody's."""
+        """Create the receipt. False when another attempt was first: then that one stands and this one's bytes are removed."""
         path = self.receipt_path(receipt.shard)
         durable.ensure_directory(path.parent)
-        return durable.create(path, _sealed(_RECEIPT.dump_python(receipt, mode="json")))
+        created = durable.create(path, _sealed(_RECEIPT.dump_python(receipt, mode="json")))
+        if not created:
+            shutil.rmtree(self.directory / _attempt_path(receipt.shard, receipt.attempt), ignore_errors=True)
+        return created
 
 
 class Store:
@@ -253,6 +258,25 @@ class Store:
         self.root = root
         """The store's directory."""
 
+    @staticmethod
+    def check(location: str) -> Path:
+        """The directory a location names, when a store is there or could be made there; nothing is written.
+
+        Raises:
+            ValueError: something else is there, or a store of a newer affectome.
+        """
+        if "://" in location and not location.startswith("file://"):
+            raise ValueError(f"cannot open {location}: this version keeps stores on local disks; give a directory")
+        root = Path(location.removeprefix("file://")).expanduser()
+        marker = root / STORE_FILE
+        if marker.exists():
+            _check_marker(marker)
+        elif root.is_file():
+            raise ValueError(f"{root} is a file, not a store; give a directory")
+        elif root.is_dir() and any(not durable.is_unfinished(entry) for entry in root.iterdir()):
+            raise ValueError(f"{root} is not a store: it has no {STORE_FILE} but holds other things; give a new directory")
+        return root
+
     @classmethod
     def open(cls, location: str, create: bool = False) -> "Store":
         """Open a store, or make one where there is nothing yet.
@@ -260,25 +284,23 @@ class Store:
         Raises:
             ValueError: there is no store, something else is there, or it was written by a newer affectome.
         """
-        if "://" in location and not location.startswith("file://"):
-            raise ValueError(f"cannot open {location}: this version keeps stores on local disks; give a directory")
-        root = Path(location.removeprefix("file://")).expanduser()
+        root = cls.check(location)
         marker = root / STORE_FILE
         if not marker.exists():
-            if root.is_file():
-                raise ValueError(f"{root} is a file, not a store; give a directory")
-            if root.is_dir() and any(root.iterdir()):
-                raise ValueError(f"{root} is not a store: it has no {STORE_FILE} but holds other things; give a new directory")
             if not create:
                 raise ValueError(f"there is no store at {root}; make one with: affectome extract --store {root}")
             durable.ensure_directory(root)
             durable.create(marker, canonical_json({"format": "affectome-store", "version": FORMAT_VERSION}))
-        _check_marker(marker)
+            _check_marker(marker)  # another process may have been first
         return cls(root)
 
     def run_ids(self) -> list[str]:
         """Runs that have a manifest, sorted."""
         return sorted(path.parent.name for path in self.root.glob(f"runs/*/{RUN_FILE}"))
+
+    def directories(self) -> list[str]:
+        """Names that runs have or should have: a run whose manifest was lost is here and not in `run_ids`."""
+        return sorted(path.name for path in self.root.glob("runs/*"))
 
     def run(self, prefix: str) -> StoredRun:
         """The run whose id starts with `prefix`.
@@ -328,6 +350,11 @@ class Store:
         if not run_id == manifest.run_id == manifest.identity.run_id:
             raise ValueError(f"manifest {directory / RUN_FILE} is damaged: its identity is not that of run {run_id}")
         return StoredRun(directory, manifest)
+
+
+def through_parquet(table: pa.Table) -> pa.Table:
+    """The table as it reads once it was stored: Parquet knows fewer types than Arrow."""
+    return pyarrow.parquet.read_table(io.BytesIO(_parquet_bytes(table, table.num_rows)))
 
 
 def write_object(directory: Path, path: str, data: bytes) -> StoredObject:

@@ -4,7 +4,7 @@ Looks at the objects themselves, not through the code that wrote them: sizes and
 and values. Nothing is repaired here; a problem is named with shard, array and layer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,8 +41,12 @@ class Verdict:
         return not self.problems
 
 
-def verify(run: StoredRun) -> Verdict:
-    """Check a run to the last byte."""
+def verify(run: StoredRun, on_shards: Callable[[int], None] = lambda _: None) -> Verdict:
+    """Check a run to the last byte.
+
+    Args:
+        on_shards: called with the number of shards checked, as they are checked.
+    """
     problems = list(_table_problems(run))
     n_rows = n_receipts = n_objects = n_bytes = 0
     for shard in range(run.n_shards):
@@ -59,6 +63,7 @@ def verify(run: StoredRun) -> Verdict:
             n_bytes += sum(entry.size for entry in receipt.objects)
         problems += [f"shard {shard}: {problem}" for problem in found]
         n_rows += 0 if found else stop - start
+        on_shards(1)
     return Verdict(run.run_id, run.manifest.n_rows, n_rows, n_receipts, n_objects, n_bytes, tuple(problems))
 
 

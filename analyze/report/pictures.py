@@ -20,7 +20,7 @@ def layer_map(best: ProbeResult, probes: Sequence[ProbeResult]) -> Picture:
         png=plots.png(plots.layer_map(probes, f"Where {what} can be read: a probe on every layer")),
         alternative=f"Accuracy and AUROC of probes against layer. {best.site} is best at layer {best.best_layer}.",
         caption=(
-            f"Top: accuracy on {best.n_test:,} test utterances with 95% intervals over utterances; dashed, the same probes "
+            f"Top: accuracy on {best.n_test:,} test utterances with 95% intervals over situations; dashed, the same probes "
             "fitted to shuffled labels. Below: how well each label is told from all others at each layer (area under the "
             "ROC curve; 0.5 is chance). The best layer is chosen by cross-validation inside the training split."
         ),

@@ -55,7 +55,7 @@ def facts(run: Run, receipts: Sequence[Receipt], best: ProbeResult, measured: Me
         Fact("template", f"{manifest.template}: {identity.template}"),
         Fact("corpus", f"{manifest.corpus}, {manifest.n_rows:,} rows, sha256:{identity.corpus}"),
         Fact("labels", ", ".join(best.classes)),
-        Fact("split", f"{best.split}: {best.n_train:,} train, {best.n_test:,} test"),
+        Fact("split", f"{best.split}: {best.n_train:,} train, {best.n_test:,} test of {best.n_test_situations:,} situations"),
         Fact("left out", left_out),
         Fact("sites", ", ".join(identity.sites)),
         Fact("layers", ranges(identity.layers)),

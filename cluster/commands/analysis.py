@@ -78,12 +78,9 @@ def report(
 
 def best_last_layer(run: "Run", kind: str) -> int:
     """The best layer for `resid.last`, from probes kept with the run or made now."""
-    from analyze import results
     from cluster import pipeline
 
-    kept = [result for result in results.probes(run) if (result.site, result.kind) == ("resid.last", kind)]
-    result = kept[0] if kept else pipeline.probe(run, "resid.last", run.layers, kind)
-    return result.best_layer
+    return pipeline.probe(run, "resid.last", run.layers, kind).best_layer
 
 
 def print_probe(result: "ProbeResult") -> None:
@@ -91,15 +88,16 @@ def print_probe(result: "ProbeResult") -> None:
     rows: list[Row] = [
         {
             "layer": entry.layer,
-            "accuracy": f"{entry.test.accuracy.value:.3f} [{entry.test.accuracy.low:.3f}, {entry.test.accuracy.high:.3f}]",
-            "macro_f1": f"{entry.test.macro_f1.value:.3f} [{entry.test.macro_f1.low:.3f}, {entry.test.macro_f1.high:.3f}]",
-            "auroc": f"{entry.test.auroc.value:.3f} [{entry.test.auroc.low:.3f}, {entry.test.auroc.high:.3f}]",
+            "accuracy_[95%]": f"{entry.test.accuracy.value:.3f} [{entry.test.accuracy.low:.3f}, {entry.test.accuracy.high:.3f}]",
+            "macro_f1": entry.test.macro_f1.value,
+            "auroc": entry.test.auroc.value,
             "shuffled_accuracy": entry.control.accuracy.value,
             "": "<- best" if entry.layer == result.best_layer else "",
         }
         for entry in result.layers
     ]
-    title = f"{result.site}, {result.kind} probe: {result.n_train:,} train, {result.n_test:,} test, chance {result.chance:.3f}"
+    sizes = f"{result.n_train:,} train, {result.n_test:,} test"
+    title = f"{result.site}, {result.kind} probe: {sizes}, chance {result.chance:.3f}"
     print_rows(title, rows, as_json=False)
 
 
@@ -108,7 +106,7 @@ def print_persistence(result: "PersistenceResult") -> None:
     curves = [result.curve(emotion, reader) for reader in ("refit", "offset-0") for emotion in ("all", *result.emotions)]
     rows: list[Row] = [
         {"reader": curve.reader, "emotion": curve.emotion}
-        | {f"@{offset}": curve.auroc[index].value for index, offset in enumerate(result.offsets)}
+        | {f"@{offset}": curve.auroc[index].value for index, offset in enumerate(result.offsets) if index % 2 == 0}
         | {"half_life": half_life_text(curve, result.offsets[-1])}
         for curve in curves
     ]
@@ -117,13 +115,14 @@ def print_persistence(result: "PersistenceResult") -> None:
 
 
 def half_life_text(curve: "Curve", last_offset: int) -> str:
-    """A half-life with its interval, for people."""
+    """A half-life in tokens with its interval, for people."""
+    from analyze.plots import token_count
+
     half_life = curve.half_life
     if not half_life.above_chance:
         return "not above chance at 0"
-    value, low, high = (
-        f">{last_offset}" if end is None else f"{end:.0f}" for end in (half_life.tokens, half_life.low, half_life.high)
-    )
+    ends = (half_life.tokens, half_life.low, half_life.high)
+    value, low, high = (f">{last_offset}" if end is None else token_count(end) for end in ends)
     return f"{value} [{low}, {high}]"
 
 

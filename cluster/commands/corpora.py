@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import typer
 
 from cluster.commands.options import JsonOption
-from cluster.console import Row, note, print_rows
+from cluster.console import Row, note, print_json, print_rows
 from extract.corpus import Corpus, read_corpus
 
 corpora = typer.Typer(no_args_is_help=True, help="Validate and look at corpora.")
@@ -19,8 +19,12 @@ CorpusArgument = Annotated[str, typer.Argument(metavar="FILE", help="Parquet, JS
 def check(source: CorpusArgument, as_json: JsonOption = False) -> None:
     """Validate a corpus and count what it holds, label by label."""
     corpus = read_corpus(source)
-    print_rows(f"{source}: {corpus.n_rows:,} utterances, digest {corpus.digest[:16]}", _summary(corpus), as_json)
     repeated = corpus.n_rows - len(pc.unique(corpus.table["text"]))
+    if as_json:
+        counts = {"corpus": source, "utterances": corpus.n_rows, "digest": corpus.digest, "repeated_texts": repeated}
+        print_json(counts | {"labels": _summary(corpus)})
+        return
+    print_rows(f"{source}: {corpus.n_rows:,} utterances, digest {corpus.digest[:16]}", _summary(corpus), as_json=False)
     if repeated:
         note(f"{repeated:,} texts repeat an earlier one; a repeat on both sides of a split flatters a probe")
 

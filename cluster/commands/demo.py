@@ -1,13 +1,15 @@
 """affectome demo: the whole pipeline on the built-in model and corpus."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cluster.commands.analysis import DEFAULT_PASSAGE, DEFAULT_PER_LABEL, print_persistence, print_probe
-from cluster.console import note
+from cluster.commands.options import JsonOption
+from cluster.console import note, print_json
 from extract.corpus import BUILTIN as BUILTIN_CORPUS
 from extract.corpus import read_corpus
 from extract.models import BUILTIN
@@ -16,6 +18,7 @@ from extract.request import Request
 
 def demo(
     directory: Annotated[Path, typer.Option(help="Where the store and the report go.")] = Path("affectome-demo"),
+    as_json: JsonOption = False,
 ) -> None:
     """From text to a map of emotion by layer: the built-in model on the built-in corpus."""
     from analyze.query import Run
@@ -34,9 +37,13 @@ def demo(
     layer = probes["resid.last"].best_layer
     persistence = pipeline.persistence(run, layer, DEFAULT_PASSAGE, DEFAULT_PER_LABEL, "linear", location)
     path = pipeline.report(run, directory / "report")
+    note(f"done in {time.monotonic() - began:.0f} s")
+    if as_json:
+        measured = {"probes": [asdict(result) for result in probes.values()], "persistence": asdict(persistence)}
+        print_json({"run": run.run_id, "store": location, "report": str(path.resolve())} | measured)
+        return
     for result in probes.values():
         print_probe(result)
     print_persistence(persistence)
-    note(f"done in {time.monotonic() - began:.0f} s")
     typer.echo(f"run {run.run_id} in {location}")
     typer.echo(f"report: {path.resolve()}")

@@ -77,18 +77,24 @@ def verify_runs(
     from extract.verify import verify
 
     opened = Store.open(store)
-    chosen = [opened.run(run)] if run is not None else opened.runs()
-    with progress("verifying", len(chosen), "runs") as advance:
-        verdicts = []
-        for stored in chosen:
-            verdicts.append(verify(stored))
-            advance(1)
+    chosen = [opened.run(run)] if run is not None else []
+    problems = []
+    for run_id in opened.directories() if run is None else []:
+        try:
+            chosen.append(opened.run(run_id))
+        except ValueError as error:
+            problems.append(f"run {run_id}: {error}")
+    with progress("verifying", sum(stored.n_shards for stored in chosen), "shards") as advance:
+        verdicts = [verify(stored, advance) for stored in chosen]
     print_rows(f"verified {store}", [_verdict_row(verdict) for verdict in verdicts], as_json)
-    problems = [f"run {verdict.run_id}: {problem}" for verdict in verdicts for problem in verdict.problems]
+    problems += [f"run {verdict.run_id}: {problem}" for verdict in verdicts for problem in verdict.problems]
     for problem in problems:
         note(problem)
     if problems:
-        raise RuntimeError(f"{len(problems):,} problems in {store}; they are named above")
+        raise RuntimeError(
+            f"{len(problems):,} problems in {store}, named above; to do a damaged shard again, remove its receipt "
+            "(runs/RUN/receipts/SHARD.json) and launch the same extraction"
+        )
 
 
 def _what_was_done(plan: "Plan") -> str:

@@ -32,6 +32,8 @@ def import_model(
 ) -> None:
     """Turn a GGUF file once into safetensors in the cache, and print its name."""
     if source is None:
+        if name is not None:
+            raise ValueError(f"--name goes with a file; the built-in model is called {BUILTIN}")
         model = find_model(BUILTIN)
     else:
         from extract.gguf import import_gguf

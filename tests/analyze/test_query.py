@@ -133,7 +133,7 @@ BAD_CONDITIONS = (
     "row IN (SELECT column0 FROM read_csv('/etc/passwd'))",
     "row IN (SELECT 1 FROM '/etc/passwd')",
     "(SELECT content FROM read_text('/etc/passwd')) <> ''",
-    "true); COPY utterances TO '/tmp/affectome-test.csv'; SELECT 1 AS row WHERE (true",
+    "true); COPY utterances TO 'affectome-test.csv'; SELECT 1 AS row WHERE (true",
     "true); ATTACH '/tmp/affectome-test.db'; SELECT 1 AS row WHERE (true",
     "true); SET threads = 1; SELECT 1 AS row WHERE (true",
     "true); DROP VIEW utterances; SELECT 1 AS row WHERE (true",

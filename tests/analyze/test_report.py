@@ -77,6 +77,7 @@ def new_probe(
         classes=classes,
         n_train=1106,
         n_test=20 * len(classes),
+        n_test_situations=15 * len(classes),
         n_unlabelled=3,
         n_other_split=4,
         split="the corpus's own",

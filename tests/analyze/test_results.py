@@ -128,7 +128,7 @@ def test_a_file_with_a_field_missing_or_of_another_type_is_refused(run: Run, pro
     ):
         assert damaged != text
         path.write_text(damaged)
-        with pytest.raises(ValueError, match="is damaged or from another version"):
+        with pytest.raises(ValueError, match="is damaged; remove it and measure again"):
             results.probes(run)
 
 

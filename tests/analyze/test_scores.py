@@ -142,3 +142,22 @@ def test_an_accuracy_of_10_in_10_does_not_claim_certainty() -> None:
     accuracy = score(truth, np.eye(2)[truth]).accuracy
     assert accuracy.value == 1
     assert accuracy.low < 0.9
+
+
+def test_situations_of_several_examples_widen_the_intervals_as_a_bootstrap_over_situations_does() -> None:
+    generator = np.random.default_rng(5)
+    truth = np.repeat(generator.integers(0, 3, 80), 3)  # three tellings of a situation, read alike
+    probability = np.eye(3)[truth] * 0.4 + np.repeat(generator.random((80, 3)), 3, axis=0)
+    groups = np.repeat(np.arange(80), 3)
+    alone, together = score(truth, probability), score(truth, probability, groups)
+    drawn = generator.integers(0, 80, (4000, 80))
+    right = (probability.argmax(axis=1) == truth).reshape(80, 3)[:, 0]
+    expected = np.diff(np.percentile(right[drawn].mean(axis=1), (2.5, 97.5)))[0]
+    assert together.accuracy.value == alone.accuracy.value
+    assert (together.accuracy.high - together.accuracy.low) == pytest.approx(expected, rel=0.15)
+    for wide, narrow in (
+        (together.accuracy, alone.accuracy),
+        (together.macro_f1, alone.macro_f1),
+        (together.auroc, alone.auroc),
+    ):
+        assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(np.sqrt(3), rel=0.1)

@@ -1,6 +1,7 @@
 """From a request to a committed run: numbers, identity, restarts, refusals."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,14 +16,16 @@ import pyarrow.parquet
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from analyze.query import Run
 from extract.corpus import Corpus, read_corpus
 from extract.encoding import open_array, to_float32
+from extract.engine import engine
 from extract.models import Model
 from extract.request import Request
-from extract.run import Plan, extract_missing, plan_run, reopen
+from extract.run import Plan, extract_missing, plan_run
 from extract.shard import ExtractionError, extract_shard
 from extract.store import StoredRun
 from extract.verify import verify
@@ -192,6 +195,7 @@ def test_a_text_longer_than_the_context_is_refused_with_its_row_and_cut_on_reque
         ({"sites": "resid.offset"}, "offset sites and a grid of offsets go together"),
         ({"sites": "resid.offset", "offsets": (0, 5)}, "row 0 has no token at offset 5"),
         ({"rows_per_shard": 0}, "must be 1 or more"),
+        ({"attention": "nonsense"}, "cannot load the model"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -227,20 +231,56 @@ def test_a_value_that_does_not_fit_float16_fails_naming_row_and_layer(
     assert list(plan.run.receipts()) == []
 
 
-def test_reopening_a_run_whose_model_changed_is_refused(tiny_model: Model, request_of: Request, tmp_path: Path) -> None:
+def test_a_plan_whose_model_changed_is_refused(tiny_model: Model, request_of: Request, tmp_path: Path) -> None:
     directory = tmp_path / "model"
     plain = AutoModelForCausalLM.from_pretrained(tiny_model.directory)
     plain.save_pretrained(directory)
     AutoTokenizer.from_pretrained(tiny_model.directory).save_pretrained(directory)
     plan = plan_run(replace(request_of, model=str(directory)), str(tmp_path / "store"))
-    assert reopen(plan.store, plan.run).run == plan.run
     with torch.no_grad():
         plain.model.embed_tokens.weight.add_(1)
     plain.save_pretrained(directory)
-    with pytest.raises(ValueError, match="is not the one run"):
-        reopen(plan.store, plan.run)
+    engine.cache_clear()  # as in another process
     with pytest.raises(ValueError, match="are not those the run was planned with"):
         extract_missing(plan)
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused_before_anything_is_written(
+    tiny_model: Model, request_of: Request, tmp_path: Path
+) -> None:
+    directory = tmp_path / "model"
+    shutil.copytree(tiny_model.directory, directory)
+    weights = load_file(directory / "model.safetensors")
+    save_file({name: value for name, value in weights.items() if "layers.1." not in name}, directory / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lacks 9 of its weights \(first: layers\.1\."):
+        plan_run(replace(request_of, model=str(directory)), str(tmp_path / "store"))
+    (directory / "model.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(ValueError, match="cannot load the model"):
+        plan_run(replace(request_of, model=str(directory)), str(tmp_path / "store"))
+    assert not (tmp_path / "store").exists()
+
+
+def test_columns_of_every_kind_are_kept_and_found_again(request_of: Request, tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "utterance_id": ["a", "b"],
+            "text": ["one", "two"],
+            "when": pa.array([0, 86400], pa.timestamp("s")),
+            "valence": [float("nan"), 0.5],
+            "source": pa.array(["x", "y"]).dictionary_encode(),
+            "tags": [["p"], ["q", "r"]],
+        }
+    )
+    request = replace(request_of, corpus=Corpus("mine", table))
+    first = done(request, tmp_path / "store")
+    assert plan_run(request, str(tmp_path / "store")).run == first.run
+
+
+def test_a_store_killed_at_birth_is_still_a_place_for_a_store(request_of: Request, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / ".affectome.json.0a1b2c3d.tmp").write_bytes(b"")
+    assert done(request_of, store).tasks() == []
 
 
 def test_a_model_saved_again_in_the_same_place_is_loaded_again(tiny_model: Model, request_of: Request, tmp_path: Path) -> None:
