@@ -4,7 +4,7 @@ Run it with: .venv/bin/python benchmarks/first_run.py
 """
 
 import os
-import platform
+import re
 import resource
 import subprocess
 import sys
@@ -15,10 +15,13 @@ from pathlib import Path
 
 import torch
 
+from extract.models import BUILTIN
+
 
 def main() -> None:
     """Print wall seconds, peak memory and bytes on disk."""
-    print(f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}")
+    print(f"{datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {BUILTIN}, torch {torch.__version__}")
+    print(f"{processor()}, {os.cpu_count()} cores")
     affectome = Path(sys.executable).with_name("affectome")
     with tempfile.TemporaryDirectory() as directory:
         environment = os.environ | {"XDG_CACHE_HOME": f"{directory}/cache"}
@@ -31,6 +34,21 @@ def main() -> None:
         for part in ("cache", "affectome-demo"):
             size = sum(path.stat().st_size for path in Path(directory, part).rglob("*") if path.is_file())
             print(f"{part}: {size / 2**20:,.0f} MiB on disk")
+
+
+def commit() -> str:
+    """The commit this script stands in."""
+    here = Path(__file__).parent
+    told = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)  # noqa: S607
+    return told.stdout.strip() or "unknown"
+
+
+def processor() -> str:
+    """The processor's name, and whether it multiplies bfloat16 itself."""
+    facts = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    name = re.search(r"model name\s*: (.*)", facts)
+    features = [feature for feature in ("amx_bf16", "avx512_bf16") if feature in facts]
+    return f"{name[1] if name else 'unknown processor'} ({', '.join(features) or 'no bfloat16 products'})"
 
 
 if __name__ == "__main__":

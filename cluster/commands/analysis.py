@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # what computes is imported by the commands that compute: it 
     from analyze.persistence import Curve, PersistenceResult
     from analyze.probes import ProbeResult
     from analyze.query import Run
+    from analyze.scores import Interval
 
 DEFAULT_PASSAGE = "bus-timetable-route-14"
 DEFAULT_PER_LABEL = 24
@@ -88,7 +89,7 @@ def print_probe(result: "ProbeResult") -> None:
     rows: list[Row] = [
         {
             "layer": entry.layer,
-            "accuracy_[95%]": f"{entry.test.accuracy.value:.3f} [{entry.test.accuracy.low:.3f}, {entry.test.accuracy.high:.3f}]",
+            "accuracy_[95%]": _with_interval(entry.test.accuracy),
             "macro_f1": entry.test.macro_f1.value,
             "auroc": entry.test.auroc.value,
             "shuffled_accuracy": entry.control.accuracy.value,
@@ -124,6 +125,10 @@ def half_life_text(curve: "Curve", last_offset: int) -> str:
     ends = (half_life.tokens, half_life.low, half_life.high)
     value, low, high = (f">{last_offset}" if end is None else token_count(end) for end in ends)
     return f"{value} [{low}, {high}]"
+
+
+def _with_interval(interval: "Interval") -> str:
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def _tell_left_out(result: "ProbeResult") -> None:

@@ -110,7 +110,7 @@ def test_a_file_cut_short_is_refused_in_one_sentence_that_names_it(
     (path,) = kept_files(run)
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))] + tail)
-    with pytest.raises(ValueError, match="damaged or from another version; measure again") as caught:
+    with pytest.raises(ValueError, match="is damaged; remove it and measure again") as caught:
         results.probes(run)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
