@@ -1,6 +1,7 @@
-"""Imports flow one way: cluster -> analyze -> extract; and what is installed cannot be shadowed unnoticed."""
+"""Imports flow one way: cluster -> analyze -> extract; what is installed cannot be shadowed; pages link to what is there."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,3 +57,10 @@ def test_the_public_face_has_three_names() -> None:
     program = "import affectome; print(sorted(affectome.__all__))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "['analyze', 'extract', 'open']"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_links_between_pages_lead_somewhere(page: str) -> None:
+    file = ROOT / page
+    for link in re.findall(r"\]\(([^)#:]+)\)", file.read_text()):
+        assert (file.parent / link).exists(), link
