@@ -66,7 +66,6 @@ def plan_run(request: Request, location: str) -> Plan:
     layers = parse_layers(request.layers, shape.n_layers)
     sites = tuple(str(site) for site in parse_sites(request.sites))
     prompts = _prompts(request, template, tokenizer, shape)
-    offsets = _checked_offsets(request, sites, prompts)
     identity = Identity(
         weights=model.weights_identity,
         tokenizer=model.tokenizer_digest,
@@ -74,14 +73,38 @@ def plan_run(request: Request, location: str) -> Plan:
         continuation=request.continuation,
         corpus=request.corpus.digest,
         sites=sites,
-        offsets=offsets,
+        offsets=_checked_offsets(request, sites, prompts),
         layers=layers,
         compute_dtype=request.compute_dtype,
         stored_dtype=request.stored_dtype,
         attention=request.attention,
         truncate=request.truncate,
     )
-    manifest = Manifest(
+    loaded = engine(model.directory, identity.weights, identity.compute_dtype, identity.attention, default_device())
+    if request.continuation and not loaded.causal:
+        raise ValueError(f"{model.name} reads in both directions: an utterance's state would contain the continuation")
+    utterances = _utterances(request.corpus, prompts)
+    store = Store.open(location, create=True)
+    run = store.find(identity)
+    if run is None:
+        manifest = _manifest(request, identity, model, shape)
+        run = store.create_run(manifest, {"utterances": utterances, "tokens": _tokens(prompts)})
+    _check_same_columns(run, utterances)
+    return Plan(store, run, model)
+
+
+def extract_missing(plan: Plan, on_rows: Callable[[int], None] = lambda _: None) -> list[Receipt]:
+    """Do the run's missing shards, one after another, in this process.
+
+    Args:
+        on_rows: called with the number of rows computed, batch by batch.
+    """
+    return [extract_shard(task, on_rows) for task in plan.tasks()]
+
+
+def _manifest(request: Request, identity: Identity, model: Model, shape: Shape) -> Manifest:
+    """The manifest of a new run, still without its tables."""
+    return Manifest(
         run_id=identity.run_id,
         identity=identity,
         n_rows=request.corpus.n_rows,
@@ -95,25 +118,6 @@ def plan_run(request: Request, location: str) -> Plan:
         corpus=request.corpus.name,
         created=now(),
     )
-    loaded = engine(model.directory, identity.weights, identity.compute_dtype, identity.attention, default_device())
-    if request.continuation and not loaded.causal:
-        raise ValueError(f"{model.name} reads in both directions: an utterance's state would contain the continuation")
-    utterances = _utterances(request.corpus, prompts)
-    store = Store.open(location, create=True)
-    run = store.find(identity)
-    if run is None:
-        run = store.create_run(manifest, {"utterances": utterances, "tokens": _tokens(prompts)})
-    _check_same_columns(run, utterances)
-    return Plan(store, run, model)
-
-
-def extract_missing(plan: Plan, on_rows: Callable[[int], None] = lambda _: None) -> list[Receipt]:
-    """Do the run's missing shards, one after another, in this process.
-
-    Args:
-        on_rows: called with the number of rows computed, batch by batch.
-    """
-    return [extract_shard(task, on_rows) for task in plan.tasks()]
 
 
 def _check_choices(request: Request) -> None:

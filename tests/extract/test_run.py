@@ -163,6 +163,30 @@ def test_killed_midway_the_next_launch_finishes_with_the_same_bytes(tiny_model: 
     np.testing.assert_array_equal(stored_values(plan.run, "resid.last"), stored_values(quiet.run, "resid.last"))
 
 
+def test_two_launches_at_once_share_one_run_and_both_end_well(tiny_model: Model, tmp_path: Path) -> None:
+    program = (
+        "import sys; from extract.corpus import read_corpus; from extract.request import Request; from extract.run import *; "
+        "request = Request(sys.argv[1], read_corpus('builtin').head(60), rows_per_shard=4, truncate=True); "
+        "extract_missing(plan_run(request, sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", program, tiny_model.name, str(tmp_path / "store")]
+    launches = [subprocess.Popen(command) for _ in range(2)]
+    assert [launch.wait() for launch in launches] == [0, 0]
+    request = Request(tiny_model.name, read_corpus("builtin").head(60), rows_per_shard=4, truncate=True)
+    plan = plan_run(request, str(tmp_path / "store"))
+    assert plan.tasks() == []
+    assert verify(plan.run).whole
+    named = {Path(entry.path).parts[1] for receipt in plan.run.receipts() for entry in receipt.objects}
+    assert {path.name for path in (plan.run.directory / "shards").iterdir()} == named
+
+
+def test_a_text_that_tokenizes_to_nothing_is_refused_with_its_row(request_of: Request, tmp_path: Path) -> None:
+    table = pa.table({"utterance_id": ["a", "b"], "text": ["fine", "\x04"]})  # a character this vocabulary lacks
+    with pytest.raises(ValueError, match=r"row 1, id 'b', has no tokens of its own \(text '\\x04'\); remove it"):
+        plan_run(replace(request_of, corpus=Corpus("mine", table)), str(tmp_path / "store"))
+    assert not (tmp_path / "store").exists()
+
+
 def test_extraction_needs_no_labels(request_of: Request, tmp_path: Path) -> None:
     plan = done(
         replace(request_of, corpus=Corpus("mine", request_of.corpus.table.select(["utterance_id", "text"]))), tmp_path / "store"
