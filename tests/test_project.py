@@ -1,6 +1,7 @@
 """Imports flow one way: cluster -> analyze -> extract; what is installed cannot be shadowed; pages link to what is there."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -64,3 +65,31 @@ def test_links_between_pages_lead_somewhere(page: str) -> None:
     file = ROOT / page
     for link in re.findall(r"\]\(([^)#:]+)\)", file.read_text()):
         assert (file.parent / link).exists(), link
+
+
+@pytest.mark.slow
+def test_a_wheel_works_installed_outside_the_repository(tmp_path: Path) -> None:
+    build: list[str | Path] = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "dist", ROOT]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    install: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--target",
+        tmp_path / "site",
+        wheel,
+    ]
+    subprocess.run(install, check=True)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    program = (
+        "import affectome, sys; print(affectome.__file__); sys.argv[1:] = ['corpus', 'check', 'builtin']; affectome.main()"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.stdout.startswith(str(tmp_path / "site"))
+    assert "1,575" in result.stdout
+    templates = [path.name for path in (tmp_path / "site" / "analyze" / "templates").iterdir()]
+    assert "report.html.j2" in templates
