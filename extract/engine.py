@@ -242,13 +242,13 @@ def plan_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int
         yield batch
 
 
-def find_blocks(model: nn.Module) -> nn.ModuleList:
+def find_blocks(model: Any) -> nn.ModuleList:
     """The model's blocks in order.
 
     Raises:
         ValueError: there is no list of as many modules as the configuration has blocks.
     """
-    n_layers = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
+    n_layers = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == n_layers:
             return module

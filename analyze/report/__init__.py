@@ -51,10 +51,12 @@ def write_report(
         )
     page = _page(run, probes, persistence, projection)
     durable.ensure_directory(directory)
-    for name, png in _png_files(page).items():
+    files = _png_files(page)
+    for name, png in files.items():
         durable.replace(directory / name, png)
-    if not persistence:
-        (directory / _persistence_file(0)).unlink(missing_ok=True)  # of an earlier report, which had curves
+    for earlier in directory.glob("persistence*.png"):  # of a report that had more curves than this one
+        if earlier.name not in files:
+            earlier.unlink()
     path = directory / REPORT_FILE
     durable.replace(path, _render(page).encode())
     return path

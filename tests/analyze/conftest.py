@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,26 +17,10 @@ from extract.store import Manifest, Receipt, Store, StoredRun, now
 Columns = Mapping[str, Sequence[object]]
 
 
-class Plant(Protocol):
+@dataclass(frozen=True, slots=True)
+class Plant:
     """Makes a stored run that holds given numbers."""
 
-    def __call__(
-        self,
-        hidden: NDArray[np.float32],
-        columns: Columns,
-        *,
-        layers: tuple[int, ...] | None = None,
-        offsets: tuple[int, ...] = (),
-        stored_dtype: str = "float32",
-        rows_per_shard: int = 1024,
-        missing: Collection[int] = (),
-    ) -> Run:
-        """A run of `hidden`, (L, N, D) at `resid.last` or (L, N, O, D) at `resid.offset`, over utterances with `columns`."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Planter:
     factory: pytest.TempPathFactory
 
     def __call__(
@@ -51,6 +34,7 @@ class _Planter:
         rows_per_shard: int = 1024,
         missing: Collection[int] = (),
     ) -> Run:
+        """A run of `hidden`, (L, N, D) at `resid.last` or (L, N, O, D) at `resid.offset`, over utterances with `columns`."""
         n_layers, n_rows, *_, width = hidden.shape
         site = "resid.offset" if offsets else "resid.last"
         layers = layers or tuple(range(n_layers))
@@ -119,4 +103,4 @@ def _write_shard(stored: StoredRun, shard: int, site: str, hidden: NDArray[np.fl
 @pytest.fixture(scope="session")
 def plant(tmp_path_factory: pytest.TempPathFactory) -> Plant:
     """Makes stored runs with planted numbers, each in a store of its own."""
-    return _Planter(tmp_path_factory)
+    return Plant(tmp_path_factory)
