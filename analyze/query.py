@@ -4,26 +4,59 @@ The table of utterances is small and goes through DuckDB with external access of
 chunk from Zarr, and only those chunks that hold an asked row at an asked layer.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from extract.encoding import to_float32
+from extract.arrays import StoredArray, open_array
+from extract.documents import Manifest, Receipt
+from extract.encoding import Layout
 from extract.sites import Site
-from extract.store import Manifest, StoredRun
 from extract.store import Store as StoredRuns
+from extract.store import StoredRun
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStates:
+    """Hidden states of the tokens of some utterances, one utterance after another."""
+
+    hidden: NDArray[np.float32]
+    """(T, D)."""
+    row_offsets: NDArray[np.int64]
+    """(n + 1,): the tokens of utterance i are `hidden[row_offsets[i]:row_offsets[i + 1]]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What is read of one shard."""
+
+    array: StoredArray
+    """The shard's array of the site."""
+    entries: NDArray[np.int64]
+    """Positions on its second axis."""
+    n_entries: NDArray[np.int64]
+    """How many of them belong to each row."""
+
+    def read(self, index: int, hidden: NDArray[np.float32]) -> None:
+        if len(self.entries) == self.array.layout.shape[1]:
+            self.array.read_layer(index, hidden)
+        else:
+            self.array.read_entries(index, self.entries, hidden)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A stored run, for reading."""
+    """A stored run, for reading. What is read once, receipts and metadata, is kept; open the run again to see a later state."""
 
     stored: StoredRun
     """Where it is and what it is."""
+    _whole: list[Receipt] = field(default_factory=list, init=False, repr=False, compare=False)
+    _layouts: dict[str, Layout] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def run_id(self) -> str:
@@ -79,44 +112,99 @@ class Run:
             (n, d), or (n, offsets, d) for an `offset` site.
 
         Raises:
-            ValueError: the run has no such site or layer, is not complete, or is damaged.
+            ValueError: the run has no such site or layer, is not complete, or is damaged; or the site keeps every token
+                (`hidden_tokens` reads those).
         """
-        rows = self.utterances(where)["row"].to_numpy() if where is not None else np.arange(self.manifest.n_rows)
-        return self.hidden_rows(site, layer, rows)
+        return self.hidden_rows(site, layer, self._row_numbers(where))
 
     def hidden_rows(self, site: str, layer: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """As `hidden`, for ascending row numbers."""
-        self.require_complete()
-        name = str(Site.parse(site))
-        if name not in self.sites:
-            raise ValueError(f"run {self.run_id} does not hold {name}; it holds {', '.join(self.sites)}")
-        if layer not in self.layers:
-            raise ValueError(f"run {self.run_id} does not hold layer {layer}; it holds {_ranges(self.layers)}")
-        identity = self.manifest.identity
-        offsets = (len(identity.offsets),) if Site.parse(name).position == "offset" else ()
-        parts = [np.empty((0, *offsets, self.manifest.width), np.float32)]
-        shards = rows // self.manifest.rows_per_shard
-        for shard in np.unique(shards):
-            receipt = self.stored.receipt(int(shard))
-            assert receipt is not None
-            inside = rows[shards == shard] - receipt.start
-            wanted = None if len(inside) == receipt.stop - receipt.start else inside
-            values = self.stored.layer_values(receipt, name, self.layers.index(layer), wanted)
-            parts.append(to_float32(values, identity.stored_dtype))
-        return np.concatenate(parts)
+        if Site.parse(site).position == "all":
+            raise ValueError(f"{site} keeps every token, so its rows differ in length; read it with hidden_tokens")
+        return self._read(site, layer, rows)[0]
+
+    def hidden_tokens(self, site: str, layer: int, where: str | None = None) -> TokenStates:
+        """Hidden states of every token of the utterances, at one layer of an `all` site.
+
+        Args:
+            site: such as `resid.all`.
+            layer: as in `hidden`.
+            where: as in `utterances`; the rows come in the same order.
+
+        Raises:
+            ValueError: as in `hidden`; or the site does not keep every token.
+        """
+        if Site.parse(site).position != "all":
+            raise ValueError(f"{site} does not keep every token; read it with hidden")
+        hidden, n_tokens = self._read(site, layer, self._row_numbers(where))
+        return TokenStates(hidden, np.concatenate([[0], np.cumsum(n_tokens)]))
 
     def require_complete(self) -> None:
         """Refuse a run that lacks shards.
 
         Raises:
-            ValueError: shards are missing; says how many.
+            ValueError: shards are missing, or a receipt is damaged.
         """
-        missing = self.stored.missing_shards()
-        if missing:
-            raise ValueError(
-                f"run {self.run_id} is not complete: {len(missing):,} of {self.stored.n_shards:,} shards are missing; "
-                "launch the same affectome extract again to finish it"
-            )
+        self._receipts()
+
+    def _row_numbers(self, where: str | None) -> NDArray[np.int64]:
+        if where is None:
+            return np.arange(self.manifest.n_rows)
+        return np.asarray(self.utterances(where)["row"].to_numpy())
+
+    def _read(self, site: str, layer: int, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Hidden states of ascending rows, and how many entries of the array belong to each row."""
+        receipts = self._receipts()
+        index = self._layer_index(site, layer)
+        shards, begins = np.unique(rows // self.manifest.rows_per_shard, return_index=True)
+        bounds = itertools.pairwise([*begins.tolist(), len(rows)])
+        pieces = [(receipts[shard], rows[begin:end]) for shard, (begin, end) in zip(shards, bounds, strict=True)]
+        with ThreadPoolExecutor(self.stored.objects.readers) as pool:
+            parts = list(pool.map(lambda piece: self._part(site, *piece), pieces))
+            hidden = np.empty((sum(len(part.entries) for part in parts), *self._entry_shape(site)), np.float32)
+            ends = itertools.accumulate(len(part.entries) for part in parts)
+            places = [hidden[end - len(part.entries) : end] for part, end in zip(parts, ends, strict=True)]
+            list(pool.map(lambda part, place: part.read(index, place), parts, places))
+        return hidden, np.concatenate([np.empty(0, np.int64), *(part.n_entries for part in parts)])
+
+    def _part(self, site: str, receipt: Receipt, rows: NDArray[np.int64]) -> _Part:
+        array = open_array(self.stored.objects, receipt, str(Site.parse(site)), self._layouts)
+        return _Part(array, *_entries(array.layout, rows - receipt.start))
+
+    def _entry_shape(self, site: str) -> tuple[int, ...]:
+        offsets = (len(self.manifest.identity.offsets),) if Site.parse(site).position == "offset" else ()
+        return *offsets, self.manifest.width
+
+    def _layer_index(self, site: str, layer: int) -> int:
+        name = str(Site.parse(site))
+        if name not in self.sites:
+            raise ValueError(f"run {self.run_id} does not hold {name}; it holds {', '.join(self.sites)}")
+        if layer not in self.layers:
+            raise ValueError(f"run {self.run_id} does not hold layer {layer}; it holds {_ranges(self.layers)}")
+        return self.layers.index(layer)
+
+    def _receipts(self) -> tuple[Receipt, ...]:
+        """The receipt of every shard, read once when the run is complete."""
+        if not self._whole:
+            receipts = self.stored.receipts()
+            n_missing = self.stored.n_shards - len(receipts)
+            if n_missing:
+                raise ValueError(
+                    f"run {self.run_id} is not complete: {n_missing:,} of {self.stored.n_shards:,} shards are missing; "
+                    "launch the same affectome extract again to finish it"
+                )
+            self._whole.extend(receipts)
+        return tuple(self._whole)
+
+
+def _entries(layout: Layout, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The entries of an array that belong to some rows of its shard, and how many belong to each."""
+    if layout.row_offsets is None:
+        return rows, np.ones(len(rows), np.int64)
+    bounds = np.asarray(layout.row_offsets, np.int64)
+    lengths = bounds[rows + 1] - bounds[rows]
+    first = np.repeat(bounds[rows] - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
+    return first + np.arange(lengths.sum()), lengths
 
 
 class Store:
@@ -127,9 +215,9 @@ class Store:
         """The store underneath."""
 
     @property
-    def root(self) -> Path:
-        """The store's directory."""
-        return self.stored.root
+    def location(self) -> str:
+        """The directory or URL that opens it."""
+        return self.stored.location
 
     def run(self, prefix: str) -> Run:
         """The run whose id starts with `prefix`.

@@ -4,6 +4,7 @@ A result carries the versions that made it, and only a result of the present ver
 is measured anew, not shown as if it were current.
 """
 
+import fnmatch
 import importlib.metadata
 import json
 from collections.abc import Iterator
@@ -16,9 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 from analyze.persistence import PersistenceResult
 from analyze.probes import ProbeResult
 from analyze.query import Run
-from extract import durable
+from extract.documents import now
 from extract.identity import canonical_json, sha256_hex
-from extract.store import now
 
 _LIBRARIES = ("affectome", "numpy", "scikit-learn", "scipy")
 _Result = TypeVar("_Result")
@@ -48,13 +48,11 @@ def versions() -> dict[str, str]:
 
 def save(run: Run, result: ProbeResult | PersistenceResult) -> None:
     """Keep a result durably under a name made of what it measured."""
-    path = run.stored.directory / "analysis" / _name(run, result)
     if isinstance(result, ProbeResult):
         document = _PROBE.dump_python(Kept(versions(), now(), result), mode="json")
     else:
         document = _PERSISTENCE.dump_python(Kept(versions(), now(), result), mode="json")
-    durable.ensure_directory(path.parent)
-    durable.replace(path, json.dumps(document, indent=1, allow_nan=False).encode())
+    run.stored.objects.replace(f"analysis/{_name(run, result)}", json.dumps(document, indent=1, allow_nan=False).encode())
 
 
 def probes(run: Run) -> list[ProbeResult]:
@@ -76,11 +74,12 @@ def _name(run: Run, result: ProbeResult | PersistenceResult) -> str:
 
 
 def _current(run: Run, kind: str, adapter: TypeAdapter[Kept[_Result]]) -> Iterator[_Result]:
-    for path in sorted((run.stored.directory / "analysis").glob(f"{kind}.*.json")):
-        data = path.read_bytes()
+    objects = run.stored.objects
+    for name in fnmatch.filter(objects.names("analysis"), f"{kind}.*.json"):
+        data = objects.read(f"analysis/{name}")
         try:
             if json.loads(data)["versions"] != versions():  # another version's fields may differ: look at nothing else
                 continue
             yield adapter.validate_json(data).result
         except (ValidationError, ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"{path} is damaged; remove it and measure again") from error
+            raise ValueError(f"{objects.url(f'analysis/{name}')} is damaged; remove it and measure again") from error

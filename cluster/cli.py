@@ -13,7 +13,7 @@ import typer
 from cluster.commands.analysis import persistence, probe, report
 from cluster.commands.corpora import corpora
 from cluster.commands.demo import demo
-from cluster.commands.extraction import extract, runs, verify_runs
+from cluster.commands.extraction import extract, gc, runs, verify_runs
 from cluster.commands.models import check_model, models
 from cluster.console import note
 
@@ -42,6 +42,7 @@ app.add_typer(corpora, name="corpus")
 app.command()(extract)
 app.command()(runs)
 app.command("verify")(verify_runs)
+app.command()(gc)
 app.command()(probe)
 app.command()(persistence)
 app.command()(report)

@@ -15,8 +15,10 @@ from analyze.report.findings import headline_probe
 from cluster.console import note, progress
 from extract.corpus import read_passages
 from extract.models import BUILTIN, models_directory
+from extract.objects import LocalObjects
 from extract.request import Request
 from extract.run import Plan, extract_missing, plan_run
+from extract.sites import Site
 
 
 def extract(request: Request, location: str) -> Plan:
@@ -65,13 +67,19 @@ def persistence(run: Run, layer: int, passage_id: str, per_label: int, kind: str
 def report(run: Run, directory: Path) -> Path:
     """Write a run's report from the results kept with it; probes that are missing are made first."""
     full = [kept for kept in results.probes(run) if tuple(entry.layer for entry in kept.layers) == run.layers]
-    sites = [site for site in run.sites if not site.endswith(".offset")]
+    sites = [site for site in run.sites if Site.parse(site).pooled]
     if not sites:
-        raise ValueError(f"run {run.run_id} holds only offset sites; report the run whose utterances it continues")
+        raise ValueError(f"run {run.run_id} keeps no site with one vector for each utterance, such as resid.last, to report on")
     full += [probe(run, site, run.layers, "linear") for site in sites if site not in {kept.site for kept in full}]
     best = headline_probe(full)
     projection = project(run, best.site, best.best_layer, best.kind)
     return write_report(run, full, results.persistence(run), projection, directory)
+
+
+def report_directory(run: Run) -> Path:
+    """Where a run's report goes when nobody says: beside the run, or here when the run is not on this machine."""
+    objects = run.stored.objects
+    return objects.root / "report" if isinstance(objects, LocalObjects) else Path(f"affectome-report-{run.run_id}")
 
 
 def passage_text(passage_id: str) -> str:

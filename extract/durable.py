@@ -8,8 +8,12 @@ leaves no empty file there.
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+Part = Any
+"""A piece of an object: bytes, or a contiguous numpy array, whose type does not say on Python 3.11 that it is a buffer."""
 
 
 def ensure_directory(path: Path) -> None:
@@ -20,14 +24,14 @@ def ensure_directory(path: Path) -> None:
         path = path.parent
     for directory in reversed(missing):
         directory.mkdir(exist_ok=True)
-        _sync_directory(directory.parent)
+        sync_directory(directory.parent)
 
 
 def replace(path: Path, data: bytes) -> None:
     """Make `path` hold `data`, all of it or not at all, durably; an earlier object of that name is replaced."""
     with _written_beside(path, data) as temporary:
         temporary.replace(path)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def create(path: Path, data: bytes) -> bool:
@@ -42,13 +46,13 @@ def create(path: Path, data: bytes) -> bool:
             created = True
         except FileExistsError:  # over NFS a link may succeed and, asked again, report that it exists
             created = temporary.stat().st_nlink == 2
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
     return created
 
 
-def is_unfinished(path: Path) -> bool:
+def is_unfinished(name: str) -> bool:
     """Whether a name is that of an unfinished write, which means nothing."""
-    return path.name.startswith(".") and path.name.endswith(".tmp")
+    return name.startswith(".") and name.endswith(".tmp")
 
 
 @contextlib.contextmanager
@@ -64,7 +68,16 @@ def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _sync_directory(path: Path) -> None:
+def write_parts(descriptor: int, parts: Sequence[Part]) -> None:
+    """Write buffers one after another, without joining them in memory first."""
+    for part in parts:
+        rest = memoryview(part).cast("B")
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,31 +1,48 @@
-"""Hidden states to Zarr v3 bytes and back: bfloat16 as its 16 bits, chunks by layer, a checksum on every chunk.
+"""Hidden states to Zarr v3 bytes and back: bfloat16 as its 16 bits, an object for each layer, a checksum on every chunk.
 
 zarr-python cannot hold bfloat16, so an array of `uint16` carries the bits and the attribute `stored_dtype` says so.
 float16 is refused where a value does not fit, because clipping or infinity would be a wrong number in silence.
 
-An array is encoded in memory and its objects are handed out as bytes: whoever writes them hashes exactly what reaches
-the disk.
+The bytes are zarr-python's own, to the last bit (a test compares them), but made and read here: through zarr a layer is
+copied four times and read at a quarter of the speed (benchmarks/store.py), and whoever writes can hash exactly what
+reaches the disk. Metadata does go through zarr.
+
+Shape suffixes: N entries of an array's second axis (rows, or tokens of an `all` site), C entries of a chunk.
 """
 
-from pathlib import Path
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import torch
 import zarr
+from numcodecs.blosc import Blosc
 from numpy.typing import NDArray
-from zarr.codecs import BytesCodec, Crc32cCodec
-from zarr.core.buffer import Buffer
-from zarr.storage import LocalStore, MemoryStore
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
+
+from extract.durable import Part
 
 STORED_DTYPES = ("bfloat16", "float16", "float32")
 """How hidden states may be kept."""
 
-_NUMPY_DTYPES: dict[str, type[np.generic]] = {"bfloat16": np.uint16, "float16": np.float16, "float32": np.float32}
+COMPRESSIONS = ("none", "lz4")
+"""How chunks may be compressed; `lz4` is Blosc's with bitshuffle (benchmarks/compression.py)."""
+
+METADATA_KEY = "zarr.json"
+
+_NUMPY_DTYPES: dict[str, str] = {"bfloat16": "<u2", "float16": "<f2", "float32": "<f4"}
 _CHUNK_BYTES = 1 << 18
+_INDEX_DTYPE = np.dtype("<u8")
+_CRC_BYTES = 4
 
 Values = NDArray[Any]
-"""Hidden states in their stored form: axis 0 layers, axis 1 rows, last axis width."""
+"""Hidden states in their stored form: axis 0 layers, axis 1 rows or tokens, last axis width."""
 
 
 class UnfitValueError(ValueError):
@@ -53,47 +70,200 @@ def to_stored(states: torch.Tensor, stored_dtype: str) -> Values:
 
 def to_float32(values: Values, stored_dtype: str) -> NDArray[np.float32]:
     """Decode stored hidden states; exact for every stored dtype."""
+    decoded = np.empty(values.shape, np.float32)
+    decode_into(decoded, values, stored_dtype)
+    return decoded
+
+
+def decode_into(decoded: NDArray[np.float32], values: Values, stored_dtype: str) -> None:
+    """As `to_float32`, into memory that is there already."""
     if stored_dtype == "bfloat16":
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32)
+        bits = decoded.view(np.uint32)
+        np.copyto(bits, values)
+        bits <<= 16
+    else:
+        np.copyto(decoded, values)
 
 
-def encode(values: Values, stored_dtype: str, dimension_names: tuple[str, ...]) -> dict[str, bytes]:
-    """Encode one array as Zarr v3: one object per layer, cut inside into chunks of rows so that a few rows can be read alone.
-
-    Returns:
-        The array's objects by key, such as `zarr.json` and `c/0/0/0`.
-    """
-    _, n_rows, *rest = values.shape
-    row_bytes = int(np.prod(rest)) * values.itemsize
-    rows_per_chunk = max(1, min(n_rows, _CHUNK_BYTES // row_bytes))
-    rows_per_object = -(-n_rows // rows_per_chunk) * rows_per_chunk
-    objects: dict[str, Buffer] = {}
-    array = zarr.create_array(
-        MemoryStore(objects),
-        shape=values.shape,
-        dtype=values.dtype,
-        chunks=(1, rows_per_chunk, *rest),
-        shards=(1, rows_per_object, *rest),
-        serializer=BytesCodec(),
-        compressors=[Crc32cCodec()],
-        filters=None,
-        fill_value=0,
-        dimension_names=dimension_names,
-        attributes={"stored_dtype": stored_dtype},
-        config={"write_empty_chunks": True},
-    )
-    array[...] = values
-    return {key: buffer.to_bytes() for key, buffer in objects.items()}
+def is_finite(values: Values, stored_dtype: str) -> bool:
+    """Whether every stored hidden state is a number; bfloat16 is looked at in its bits."""
+    if stored_dtype == "bfloat16":
+        return bool((values & 0x7FFF).max(initial=0) < 0x7F80)
+    return bool(np.isfinite(values).all())
 
 
-def open_array(directory: Path) -> zarr.Array[Any]:
-    """Open an encoded array on disk, read-only; nothing but its metadata is read.
+@dataclass(frozen=True)
+class Layout:
+    """How one array lies in objects: everything its `zarr.json` says."""
 
-    Raises:
-        ValueError: there is no readable array.
-    """
-    try:
-        return zarr.open_array(LocalStore(directory, read_only=True), mode="r")
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{directory} is not a readable array: {error}") from error
+    shape: tuple[int, ...]
+    """(L, N, ...): layers first."""
+    stored_dtype: str
+    """One of STORED_DTYPES."""
+    compression: str
+    """One of COMPRESSIONS."""
+    row_offsets: tuple[int, ...] | None
+    """For an array of tokens, where each row begins and where the last one ends; None for an array of rows."""
+    chunk: int = 1
+    """Entries of the second axis in a chunk, C."""
+
+    @classmethod
+    def plan(
+        cls, shape: tuple[int, ...], stored_dtype: str, compression: str, row_offsets: Sequence[int] | None = None
+    ) -> "Layout":
+        """The layout of a new array: chunks as even as can be and of about 256 KiB."""
+        offsets = None if row_offsets is None else tuple(row_offsets)
+        layout = cls(shape, stored_dtype, compression, offsets)
+        n_chunks = max(1, math.ceil(shape[1] * layout.entry_bytes / _CHUNK_BYTES))
+        return replace(layout, chunk=max(1, math.ceil(shape[1] / n_chunks)))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """numpy's dtype of the stored form."""
+        return np.dtype(_NUMPY_DTYPES[self.stored_dtype])
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of one entry of the second axis."""
+        return math.prod(self.shape[2:]) * self.dtype.itemsize
+
+    @property
+    def n_chunks(self) -> int:
+        """Chunks of one layer."""
+        return max(1, math.ceil(self.shape[1] / self.chunk))
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of an object's index: offset and length of each chunk, and a crc32c."""
+        return self.n_chunks * 2 * _INDEX_DTYPE.itemsize + _CRC_BYTES
+
+    def key(self, layer: int) -> str:
+        """The object of the layer at a position of the first axis."""
+        return ".".join(("c", str(layer), *("0" for _ in self.shape[1:])))
+
+    @cached_property
+    def metadata(self) -> bytes:
+        """The array's `zarr.json`, made by zarr."""
+        objects: dict[str, Any] = {}
+        zarr.create_array(
+            MemoryStore(objects),
+            shape=self.shape,
+            dtype=self.dtype,
+            chunks=(1, self.chunk, *self.shape[2:]),
+            shards=(1, self.chunk * self.n_chunks, *self.shape[2:]),
+            serializer=BytesCodec(),
+            compressors=[*self._compressors(), Crc32cCodec()],
+            filters=None,
+            fill_value=0,
+            chunk_key_encoding={"name": "default", "separator": "."},
+            dimension_names=self._axes(),
+            attributes=self._attributes(),
+            config={"write_empty_chunks": True},
+        )
+        data: bytes = objects[METADATA_KEY].to_bytes()
+        return data
+
+    @classmethod
+    def read(cls, metadata: bytes) -> "Layout":
+        """The layout a `zarr.json` describes.
+
+        Raises:
+            ValueError: it is not the metadata of an array that this version writes.
+        """
+        try:
+            buffer = default_buffer_prototype().buffer.from_bytes(metadata)
+            array = zarr.open_array(MemoryStore({METADATA_KEY: buffer}), mode="r")
+            compressed = any(isinstance(codec, BloscCodec) for codec in array.compressors)
+            offsets: Any = array.attrs.get("row_offsets")
+            row_offsets = None if offsets is None else tuple(offsets)
+            dtype = str(array.attrs["stored_dtype"])
+            layout = cls(array.shape, dtype, COMPRESSIONS[compressed], row_offsets, array.chunks[1])
+        except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+            raise ValueError(f"not the metadata of a stored array: {error}") from error
+        if layout.metadata != metadata:
+            raise ValueError("not the metadata of an array as this version writes it")
+        return layout
+
+    def encode(self, values: Values) -> Iterator[Part]:
+        """The object of one layer, in pieces: its chunks, each with its crc32c, and their index.
+
+        Args:
+            values: (N, ...), contiguous, in stored form.
+        """
+        index = np.empty((self.n_chunks, 2), _INDEX_DTYPE)
+        written = 0
+        for number in range(self.n_chunks):
+            data = self._compressed(self._filled(values[number * self.chunk : (number + 1) * self.chunk]))
+            index[number] = written, len(data) + _CRC_BYTES
+            written += len(data) + _CRC_BYTES
+            yield data
+            yield _crc(data)
+        yield index.view(np.uint8).reshape(-1)
+        yield _crc(index.view(np.uint8).reshape(-1))
+
+    def read_index(self, data: bytes) -> NDArray[np.uint64]:
+        """Offset and length of each chunk, (n_chunks, 2), from the end of an object.
+
+        Raises:
+            ValueError: its checksum does not fit.
+        """
+        if len(data) != self.index_bytes or _crc(data[:-_CRC_BYTES]) != data[-_CRC_BYTES:]:
+            raise ValueError("the checksum of its index does not fit")
+        return np.frombuffer(data, _INDEX_DTYPE, self.n_chunks * 2).reshape(-1, 2)
+
+    def decode(self, chunk: NDArray[np.uint8], number: int) -> Values:
+        """A chunk's values, (C, ...) or fewer at the end of the array, from its bytes.
+
+        Raises:
+            ValueError: its checksum does not fit.
+        """
+        data = chunk[:-_CRC_BYTES]
+        if len(chunk) < _CRC_BYTES or _crc(data) != chunk[-_CRC_BYTES:].tobytes():
+            raise ValueError(f"the checksum of its chunk {number} does not fit")
+        raw = data if self.compression == "none" else np.frombuffer(_BLOSC[self.compression].decode(data), np.uint8)
+        values = raw.view(self.dtype).reshape(self.chunk, *self.shape[2:])
+        return values[: self.shape[1] - number * self.chunk]
+
+    def decode_object(self, data: bytes) -> Iterator[tuple[int, Values]]:
+        """The chunks of a whole object in order: each chunk's first entry, and its values.
+
+        Raises:
+            ValueError: a checksum does not fit.
+        """
+        whole = np.frombuffer(data, np.uint8)
+        for number, (offset, length) in enumerate(self.read_index(data[-self.index_bytes :]).tolist()):
+            yield number * self.chunk, self.decode(whole[offset : offset + length], number)
+
+    def _axes(self) -> tuple[str, ...]:
+        entry = "row" if self.row_offsets is None else "token"
+        return ("layer", entry, *(("offset",) if len(self.shape) == 4 else ()), "width")
+
+    def _attributes(self) -> dict[str, Any]:
+        offsets = {} if self.row_offsets is None else {"row_offsets": list(self.row_offsets)}
+        return {"stored_dtype": self.stored_dtype, **offsets}
+
+    def _compressors(self) -> list[BloscCodec]:
+        codec = _BLOSC.get(self.compression)
+        if codec is None:
+            return []
+        return [BloscCodec(cname="lz4", clevel=codec.clevel, shuffle="bitshuffle", typesize=self.dtype.itemsize)]
+
+    def _compressed(self, values: Values) -> NDArray[np.uint8]:
+        if self.compression == "none":
+            return values.reshape(-1).view(np.uint8)
+        return np.frombuffer(_BLOSC[self.compression].encode(values), np.uint8)
+
+    def _filled(self, values: Values) -> Values:
+        """The last chunk is as long as the others; what follows the array's end is never read."""
+        if len(values) == self.chunk:
+            return values
+        filled = np.zeros((self.chunk, *self.shape[2:]), self.dtype)
+        filled[: len(values)] = values
+        return filled
+
+
+_BLOSC = {"lz4": Blosc(cname="lz4", clevel=5, shuffle=Blosc.BITSHUFFLE)}
+
+
+def _crc(data: Part) -> bytes:
+    return int(google_crc32c.value(data)).to_bytes(_CRC_BYTES, "little")

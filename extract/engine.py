@@ -144,8 +144,8 @@ class Engine:
             offsets: token offsets from the utterance's last token, O of them, for `offset` sites.
 
         Returns:
-            For each site a tensor (L, B, D), or (L, B, O, D) for `offset`, on the engine's device: the
-            compute dtype for single tokens, float32 for means.
+            For each site a tensor (L, B, D), (L, B, O, D) for `offset`, or (L, T, D) for `all` with the rows' own tokens
+            one after another, on the engine's device: the compute dtype for single tokens, float32 for means.
         """
         readers = {site: _reader(site, prompts, offsets, self.device) for site in sites}
         pooled: dict[Site, list[torch.Tensor]] = {site: [] for site in sites}
@@ -283,6 +283,8 @@ def _reader(site: Site, prompts: Sequence[Prompt], offsets: Sequence[int], devic
             return _token_reader(
                 [[prompt.stop - 1 + offset for offset in offsets] for prompt in prompts], device, squeeze=False
             )
+        case "all":
+            return _span_reader([(prompt.start, prompt.stop) for prompt in prompts], device)
     raise AssertionError(site)
 
 
@@ -295,6 +297,12 @@ def _token_reader(positions: list[list[int]], device: torch.device, squeeze: boo
         return states_BOD.squeeze(1) if squeeze else states_BOD
 
     return read
+
+
+def _span_reader(spans: list[tuple[int, int]], device: torch.device) -> Any:
+    row_T = torch.cat([torch.full((stop - start,), row) for row, (start, stop) in enumerate(spans)]).to(device)
+    token_T = torch.cat([torch.arange(start, stop) for start, stop in spans]).to(device)
+    return lambda hidden_BTD: hidden_BTD[row_T, token_T]
 
 
 def _mean_reader(spans: list[tuple[int, int]], device: torch.device) -> Any:

@@ -6,10 +6,13 @@ random run id was rejected: it would make every restart a new run and every comp
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-FORMAT_VERSION = 1
+from extract.durable import Part
+
+FORMAT_VERSION = 2
 """Version of the store format (docs/store.md); a part of every run's identity."""
 
 RUN_ID_DIGITS = 16
@@ -27,6 +30,15 @@ def canonical_json(value: object) -> bytes:
 def sha256_hex(data: bytes) -> str:
     """The SHA-256 of some bytes as 64 hex digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def sha256_of_parts(parts: Sequence[Part]) -> tuple[str, int]:
+    """The SHA-256 of the parts one after another, and their size in bytes."""
+    digest, size = hashlib.sha256(), 0
+    for part in parts:
+        digest.update(part)
+        size += memoryview(part).nbytes
+    return digest.hexdigest(), size
 
 
 def file_sha256(path: Path) -> str:

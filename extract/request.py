@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from extract.corpus import Corpus
 
 DEFAULT_SITES = "resid.last,resid.mean"
-DEFAULT_ROWS_PER_SHARD = 1024
+MOST_ROWS_PER_SHARD = 1024
+SHARD_BYTES = 1 << 29
 DEFAULT_TOKEN_BUDGET = 4096
 
 
@@ -35,7 +36,9 @@ class Request:
     """Attention implementation of transformers."""
     truncate: bool = False
     """Cut utterances too long for the model instead of refusing them."""
-    rows_per_shard: int = DEFAULT_ROWS_PER_SHARD
-    """Rows of a shard, where the run is new."""
+    compression: str = "none"
+    """How chunks are compressed, where the run is new: one of extract.encoding.COMPRESSIONS."""
+    rows_per_shard: int | None = None
+    """Rows of a shard, where the run is new; without it, MOST_ROWS_PER_SHARD or as many as make about SHARD_BYTES."""
     token_budget: int = DEFAULT_TOKEN_BUDGET
     """Most tokens of a batch, where the run is new."""

@@ -12,15 +12,16 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from extract.corpus import Corpus
-from extract.encoding import STORED_DTYPES
+from extract.documents import Manifest, Receipt, now
+from extract.encoding import COMPRESSIONS, STORED_DTYPES
 from extract.engine import COMPUTE_DTYPES, Shape, default_device, engine, load_tokenizer, read_shape
 from extract.identity import Identity
 from extract.models import Model, find_model
-from extract.request import Request
+from extract.request import MOST_ROWS_PER_SHARD, SHARD_BYTES, Request
 from extract.shard import ShardTask, extract_shard
-from extract.sites import parse_layers, parse_sites
-from extract.store import Manifest, Receipt, Store, StoredRun, now, through_parquet
-from extract.tokens import Prompt, Template, tokenize
+from extract.sites import Site, parse_layers, parse_sites
+from extract.store import Store, StoredRun, through_parquet
+from extract.tokens import Prompt, Template, offsets_of, tokenize
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +38,12 @@ class Plan:
     @property
     def n_rows_done(self) -> int:
         """Rows of shards that have a receipt."""
-        missing = (self.run.shard_rows(shard) for shard in self.run.missing_shards())
-        return self.run.manifest.n_rows - sum(stop - start for start, stop in missing)
+        return sum(receipt.n_rows for receipt in self.run.receipts())
 
     def tasks(self) -> list[ShardTask]:
         """The shards without a receipt."""
         return [
-            ShardTask(str(self.store.root), self.run.run_id, shard, self.model.directory, default_device())
+            ShardTask(self.store.location, self.run.run_id, shard, self.model.directory, default_device())
             for shard in self.run.missing_shards()
         ]
 
@@ -52,7 +52,7 @@ def plan_run(request: Request, location: str) -> Plan:
     """Check a request, tokenize its corpus and find or create its run.
 
     Args:
-        location: the store's directory; it is made where there is nothing yet.
+        location: the store's directory or URL; it is made where there is nothing yet.
 
     Raises:
         ValueError: something in the request cannot be; nothing was written.
@@ -87,7 +87,7 @@ def plan_run(request: Request, location: str) -> Plan:
     store = Store.open(location, create=True)
     run = store.find(identity)
     if run is None:
-        manifest = _manifest(request, identity, model, shape)
+        manifest = _manifest(request, identity, model, shape, prompts)
         run = store.create_run(manifest, {"utterances": utterances, "tokens": _tokens(prompts)})
     _check_same_columns(run, utterances)
     return Plan(store, run, model)
@@ -102,7 +102,7 @@ def extract_missing(plan: Plan, on_rows: Callable[[int], None] = lambda _: None)
     return [extract_shard(task, on_rows) for task in plan.tasks()]
 
 
-def _manifest(request: Request, identity: Identity, model: Model, shape: Shape) -> Manifest:
+def _manifest(request: Request, identity: Identity, model: Model, shape: Shape, prompts: Sequence[Prompt]) -> Manifest:
     """The manifest of a new run, still without its tables."""
     return Manifest(
         run_id=identity.run_id,
@@ -110,8 +110,9 @@ def _manifest(request: Request, identity: Identity, model: Model, shape: Shape) 
         n_rows=request.corpus.n_rows,
         n_layers=shape.n_layers,
         width=shape.width,
-        rows_per_shard=request.rows_per_shard,
+        rows_per_shard=request.rows_per_shard or _rows_per_shard(identity, shape, prompts),
         token_budget=request.token_budget,
+        compression=request.compression,
         tables=(),
         model=model.name,
         template=request.template,
@@ -120,14 +121,25 @@ def _manifest(request: Request, identity: Identity, model: Model, shape: Shape) 
     )
 
 
+def _rows_per_shard(identity: Identity, shape: Shape, prompts: Sequence[Prompt]) -> int:
+    """As many rows as keep a shard, which is held in memory, near SHARD_BYTES."""
+    tokens = offsets_of(prompts)[-1] / len(prompts)
+    kept = {"all": tokens, "offset": float(len(identity.offsets))}
+    vectors = sum(kept.get(Site.parse(site).position, 1.0) for site in identity.sites)
+    itemsize = 4 if identity.stored_dtype == "float32" else 2
+    row_bytes = vectors * len(identity.layers) * shape.width * itemsize
+    return max(1, min(MOST_ROWS_PER_SHARD, int(SHARD_BYTES / row_bytes)))
+
+
 def _check_choices(request: Request) -> None:
     for name, value, choices in (
         ("compute dtype", request.compute_dtype, tuple(COMPUTE_DTYPES)),
         ("stored dtype", request.stored_dtype, STORED_DTYPES),
+        ("compression", request.compression, COMPRESSIONS),
     ):
         if value not in choices:
             raise ValueError(f"{value!r} is no {name}; choose from {', '.join(choices)}")
-    if request.rows_per_shard < 1 or request.token_budget < 1:
+    if (request.rows_per_shard or 1) < 1 or request.token_budget < 1:
         raise ValueError("rows per shard and the token budget must be 1 or more")
 
 

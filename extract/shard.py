@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from extract.documents import Receipt, now
 from extract.encoding import UnfitValueError, Values, to_stored
 from extract.engine import Engine, engine, plan_batches
 from extract.sites import Site
-from extract.store import Receipt, Store, StoredRun, now
-from extract.tokens import Prompt, tokens_digest
+from extract.store import Store, StoredRun
+from extract.tokens import Prompt, offsets_of, tokens_digest
 
 _RECORDED_LIBRARIES = ("affectome", "torch", "transformers", "tokenizers", "zarr", "numpy")
 
@@ -33,7 +35,7 @@ class ShardTask:
     """One shard to extract."""
 
     store: str
-    """The store's directory."""
+    """The store's directory or URL."""
     run_id: str
     """The run, 16 hex digits."""
     shard: int
@@ -58,22 +60,26 @@ def extract_shard(task: ShardTask, on_rows: Callable[[int], None] = lambda _: No
         ValueError: the run's tables or the model cannot be read.
     """
     run = Store.open(task.store).run(task.run_id)
-    committed = run.receipt(task.shard)
-    if committed is not None:
-        return committed
+    entry = run.log_lengths().get(task.shard, 0)
+    if entry:
+        last = run.log_entry(task.shard, entry - 1)
+        if isinstance(last, Receipt):
+            return last
     began = time.perf_counter()
     prompts = run.prompts(task.shard)
+    row_offsets = offsets_of(prompts)
     identity = run.manifest.identity
     loaded = engine(task.model_directory, identity.weights, identity.compute_dtype, identity.attention, task.device)
     ready = time.perf_counter()
-    arrays = _compute(loaded, run, task.shard, prompts, on_rows)
+    arrays = _compute(loaded, run, task.shard, prompts, row_offsets, on_rows)
     computed = time.perf_counter()
-    attempt, objects = run.write_attempt(task.shard, arrays)
+    attempt, objects = run.write_attempt(task.shard, arrays, row_offsets)
     written = time.perf_counter()
     start, stop = run.shard_rows(task.shard)
     receipt = Receipt(
         run_id=run.run_id,
         shard=task.shard,
+        entry=entry,
         start=start,
         stop=stop,
         attempt=attempt,
@@ -89,31 +95,40 @@ def extract_shard(task: ShardTask, on_rows: Callable[[int], None] = lambda _: No
     )
     if run.commit(receipt):
         return receipt
-    winner = run.receipt(task.shard)
-    assert winner is not None
-    return winner
+    return extract_shard(task, on_rows)  # finds the winner's receipt; or its void, and then the shard is to be done again
 
 
 def _compute(
-    loaded: Engine, run: StoredRun, shard: int, prompts: Sequence[Prompt], on_rows: Callable[[int], None]
+    loaded: Engine,
+    run: StoredRun,
+    shard: int,
+    prompts: Sequence[Prompt],
+    row_offsets: Sequence[int],
+    on_rows: Callable[[int], None],
 ) -> dict[str, Values]:
     manifest, identity = run.manifest, run.manifest.identity
     sites = [Site.parse(site) for site in identity.sites]
-    arrays: dict[str, Values] = {}
+    layouts = {str(site): run.layout(shard, str(site), row_offsets) for site in sites}
+    arrays: dict[str, Values] = {site: np.empty(layout.shape, layout.dtype) for site, layout in layouts.items()}
     for batch in plan_batches([len(prompt.ids) for prompt in prompts], manifest.token_budget):
         pooled = loaded.pool([prompts[row] for row in batch], identity.layers, sites, identity.offsets)
         for site, states_LBD in pooled.items():
+            places = _tokens_of(batch, row_offsets) if site.position == "all" else np.asarray(batch)
             try:
                 values_LBD = to_stored(states_LBD, identity.stored_dtype)
             except UnfitValueError as error:
-                row = run.shard_rows(shard)[0] + batch[error.index[1]]
+                place = places[error.index[1]]
+                inside = np.searchsorted(row_offsets, place, side="right") - 1 if site.position == "all" else place
+                row = run.shard_rows(shard)[0] + int(inside)
                 raise ExtractionError(_unfit_sentence(error, identity.layers, row, site, identity.stored_dtype)) from error
-            if str(site) not in arrays:
-                n_layers, _, *rest = values_LBD.shape
-                arrays[str(site)] = np.empty((n_layers, len(prompts), *rest), values_LBD.dtype)
-            arrays[str(site)][:, batch] = values_LBD
+            arrays[str(site)][:, places] = values_LBD
         on_rows(len(batch))
     return arrays
+
+
+def _tokens_of(rows: Sequence[int], row_offsets: Sequence[int]) -> NDArray[np.int64]:
+    """Where the tokens of some rows are in an array of tokens."""
+    return np.concatenate([np.arange(row_offsets[row], row_offsets[row + 1]) for row in rows])
 
 
 def _unfit_sentence(error: UnfitValueError, layers: Sequence[int], row: int, site: Site, stored_dtype: str) -> str:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 COMPONENTS = ("resid",)
 """Components this version reads: `resid`, the output of a block."""
 
-POSITIONS = ("last", "mean", "first", "offset", "prompt_last", "prompt_mean")
-"""Token positions. `last`, `mean`, `first`, `offset` speak of the utterance's own tokens, `prompt_*` of the whole prompt."""
+POSITIONS = ("last", "mean", "first", "offset", "all", "prompt_last", "prompt_mean")
+"""Token positions. `last`, `mean`, `first`, `offset` and `all` (every token) speak of the utterance's own tokens, `prompt_*` of
+the whole prompt."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -22,6 +23,11 @@ class Site:
     """One of COMPONENTS."""
     position: str
     """One of POSITIONS."""
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the site keeps one vector for each utterance."""
+        return self.position not in ("offset", "all")
 
     def __str__(self) -> str:
         return f"{self.component}.{self.position}"

@@ -1,123 +1,58 @@
-"""The store: many runs, each a manifest, its tables, its shards and their receipts. docs/store.md is the norm for
-this file.
+"""The store: many runs, each a manifest, its tables, its shards and their logs. docs/store.md is the norm for this file.
 
-A shard exists when its receipt exists. Its objects are written under a name no other attempt uses and made durable,
-and only then is the receipt created, create-if-absent: of two writers one wins whole, and a writer that dies leaves
-bytes nobody names. One Zarr array per run, written region by region, was rejected: two attempts would share its
-objects, and a crash could leave half of each.
+A shard exists when the last entry of its log is a receipt. Its objects are written under a name no other attempt uses and
+made durable, and only then is the log's next entry created, create-if-absent: of two writers one wins whole, and a writer
+that dies leaves bytes nobody names. One Zarr array per run, written region by region, was rejected: two attempts would
+share its objects, and a crash could leave half of each.
+
+Receipts are never removed. What takes one back (`verify --repair`) or makes sure that an abandoned attempt can never be
+committed (`gc`) is another entry of the same log, a void. A lock or a lease was rejected: a writer that sleeps through its
+lease wakes up and commits, while here it finds that the entry it was going to write is taken.
 """
 
 import io
 import json
+import re
 import secrets
-import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
-from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 
-from extract import durable
-from extract.encoding import Values, encode, open_array
-from extract.identity import FORMAT_VERSION, Identity, canonical_json, sha256_hex
+from extract.documents import (
+    LOG_ENTRY,
+    MANIFEST,
+    LogEntry,
+    Manifest,
+    Receipt,
+    StoredObject,
+    Void,
+    now,
+    seal,
+    unseal,
+)
+from extract.durable import Part, is_unfinished
+from extract.encoding import METADATA_KEY, Layout, Values
+from extract.identity import FORMAT_VERSION, Identity, canonical_json, sha256_hex, sha256_of_parts
+from extract.objects import LocalObjects, Objects, open_objects
+from extract.sites import Site
 from extract.tokens import Prompt
 
 STORE_FILE = "affectome.json"
 RUN_FILE = "run.json"
 
-
-@dataclass(frozen=True, slots=True)
-class StoredObject:
-    """One object and the proof of its bytes."""
-
-    path: str
-    """Relative to the run's directory."""
-    size: int
-    """Bytes."""
-    sha256: str
-    """64 hex digits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a run is; written once, when it is created."""
-
-    run_id: str
-    """16 hex digits, from the identity."""
-    identity: Identity
-    """Everything that changes the numbers."""
-    n_rows: int
-    """Utterances asked for."""
-    n_layers: int
-    """Blocks of the model, L."""
-    width: int
-    """Width of a hidden state, D."""
-    rows_per_shard: int
-    """Rows of every shard but the last; pinned, so that any worker on any day makes the same shards."""
-    token_budget: int
-    """Most tokens of a batch, padding included; pinned, because batch composition moves bfloat16 bits."""
-    tables: tuple[StoredObject, ...]
-    """utterances.parquet and tokens.parquet."""
-    model: str
-    """What the user called the model."""
-    template: str
-    """What the user called the template."""
-    corpus: str
-    """What the user called the corpus."""
-    created: str
-    """When, in ISO 8601, UTC."""
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """The proof that a shard is whole."""
-
-    run_id: str
-    """The run it belongs to."""
-    shard: int
-    """Number of the shard, from 0."""
-    start: int
-    """First corpus row."""
-    stop: int
-    """One past the last corpus row."""
-    attempt: str
-    """Name of the attempt that won, 8 hex digits."""
-    objects: tuple[StoredObject, ...]
-    """Everything the shard consists of."""
-    tokens: str
-    """SHA-256 of the token ids and spans that were computed (extract.tokens.tokens_digest)."""
-    n_tokens: int
-    """Tokens computed, without padding."""
-    n_truncated: int
-    """Utterances that lost tokens to the model's context."""
-    device: str
-    """Where it was computed."""
-    host: str
-    """On which machine."""
-    seconds: Mapping[str, float]
-    """Wall time of each stage: load, compute, write."""
-    versions: Mapping[str, str]
-    """Versions of the libraries that made it."""
-    finished: str
-    """When, in ISO 8601, UTC."""
-
-
-_MANIFEST: TypeAdapter[Manifest] = TypeAdapter(Manifest)
-_RECEIPT: TypeAdapter[Receipt] = TypeAdapter(Receipt)
+_LOG_NAME = re.compile(r"(\d{6,})-(\d+)\.json")
+_RUN_NAME = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """A run on disk: knows where things are and how to add to them."""
+    """A run in a store: knows where things are and how to add to them."""
 
-    directory: Path
-    """`runs/RUN_ID` of the store."""
+    objects: Objects
+    """`runs/RUN_ID` of the store; keys are relative to it."""
     manifest: Manifest = field(repr=False)
     """What it is."""
 
@@ -125,6 +60,11 @@ class StoredRun:
     def run_id(self) -> str:
         """16 hex digits."""
         return self.manifest.run_id
+
+    @property
+    def store_location(self) -> str:
+        """The directory or URL of the store it is in."""
+        return self.objects.url().rsplit("/", 2)[0]
 
     @property
     def n_shards(self) -> int:
@@ -136,34 +76,66 @@ class StoredRun:
         start = shard * self.manifest.rows_per_shard
         return start, min(start + self.manifest.rows_per_shard, self.manifest.n_rows)
 
-    def receipt_path(self, shard: int) -> Path:
-        """Where a shard's receipt is or will be."""
-        return self.directory / "receipts" / f"{shard:06d}.json"
+    # What there is of each shard.
+
+    def log_lengths(self) -> dict[int, int]:
+        """For each shard that has a log, the number its next entry will have; one listing, nothing is read."""
+        lengths: dict[int, int] = {}
+        for match in map(_LOG_NAME.fullmatch, self.objects.names("receipts")):
+            if match:
+                shard, entry = int(match[1]), int(match[2])
+                lengths[shard] = max(lengths.get(shard, 0), entry + 1)
+        return lengths
+
+    def log_entry(self, shard: int, entry: int) -> LogEntry:
+        """One entry of a shard's log.
+
+        Raises:
+            ValueError: it is damaged, or that of another shard.
+        """
+        key = log_key(shard, entry)
+        try:
+            document = unseal(LOG_ENTRY, self.objects.read(key))
+        except FileNotFoundError as error:
+            raise ValueError(f"receipt {self.objects.url(key)} is missing") from error
+        except ValueError as error:
+            raise ValueError(f"receipt {self.objects.url(key)} {error}; see affectome verify --repair") from error
+        rows = (document.start, document.stop) if isinstance(document, Receipt) else self.shard_rows(shard)
+        if (document.run_id, document.shard, document.entry, rows) != (self.run_id, shard, entry, self.shard_rows(shard)):
+            raise ValueError(f"receipt {self.objects.url(key)} is that of another shard; see affectome verify --repair")
+        return document
 
     def receipt(self, shard: int) -> Receipt | None:
         """A shard's receipt, or None while the shard does not exist.
 
         Raises:
-            ValueError: the receipt is there but damaged or that of another shard.
+            ValueError: the last entry of its log is damaged.
         """
-        path = self.receipt_path(shard)
-        try:
-            receipt = _RECEIPT.validate_python(_unsealed(path))
-        except FileNotFoundError:
-            return None
-        except ValidationError as error:
-            raise ValueError(f"receipt {path} is damaged: {_first_problem(error)}") from error
-        if (receipt.run_id, receipt.shard, (receipt.start, receipt.stop)) != (self.run_id, shard, self.shard_rows(shard)):
-            raise ValueError(f"receipt {path} is that of another shard")
-        return receipt
+        length = self.log_lengths().get(shard, 0)
+        last = self.log_entry(shard, length - 1) if length else None
+        return last if isinstance(last, Receipt) else None
 
-    def receipts(self) -> Iterator[Receipt]:
-        """The receipts that exist, in order of shards."""
-        return (receipt for shard in range(self.n_shards) if (receipt := self.receipt(shard)) is not None)
+    def receipts(self) -> list[Receipt]:
+        """The receipts of the shards that exist, in order.
+
+        Raises:
+            ValueError: the last entry of a log is damaged.
+        """
+        lengths = sorted((shard, length) for shard, length in self.log_lengths().items() if shard < self.n_shards)
+        with ThreadPoolExecutor(self.objects.concurrency) as pool:
+            last = pool.map(lambda item: self.log_entry(item[0], item[1] - 1), lengths)
+            return [entry for entry in last if isinstance(entry, Receipt)]
 
     def missing_shards(self) -> list[int]:
-        """Shards without a receipt."""
-        return [shard for shard in range(self.n_shards) if not self.receipt_path(shard).exists()]
+        """Shards that do not exist.
+
+        Raises:
+            ValueError: the last entry of a log is damaged.
+        """
+        there = {receipt.shard for receipt in self.receipts()}
+        return [shard for shard in range(self.n_shards) if shard not in there]
+
+    # Tables.
 
     def table(self, name: str) -> pa.Table:
         """Read `utterances` or `tokens`.
@@ -171,10 +143,7 @@ class StoredRun:
         Raises:
             ValueError: its bytes are not those the manifest names.
         """
-        return pyarrow.parquet.read_table(io.BytesIO(read_checked(self.directory, self._table_entry(name))))
-
-    def _table_entry(self, name: str) -> StoredObject:
-        return next(entry for entry in self.manifest.tables if entry.path.endswith(f"/{name}.parquet"))
+        return pyarrow.parquet.read_table(io.BytesIO(read_checked(self.objects, self._table_entry(name))))
 
     def prompts(self, shard: int) -> list[Prompt]:
         """The tokenized rows of a shard: one row group of tokens.parquet, whose pages carry checksums.
@@ -182,147 +151,208 @@ class StoredRun:
         Raises:
             ValueError: the file is missing or damaged.
         """
-        path = self.directory / self._table_entry("tokens").path
+        key = self._table_entry("tokens").path
         try:
-            with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
-                table = file.read_row_group(shard)
-        except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{path} is missing or damaged: {error}") from error
-        columns = (table[name].to_pylist() for name in ("ids", "start", "stop", "prompt_stop", "truncated"))
-        return [Prompt(tuple(ids), *rest) for ids, *rest in zip(*columns, strict=True)]
+            with self.objects.open(key) as opened, pyarrow.parquet.ParquetFile(opened, page_checksum_verification=True) as file:
+                return prompts_of(file.read_row_group(shard))
+        except (FileNotFoundError, pa.ArrowException) as error:
+            raise ValueError(f"{self.objects.url(key)} is missing or damaged: {error}; see affectome verify") from error
 
-    def layer_values(self, receipt: Receipt, site: str, index: int, rows: NDArray[np.int64] | None = None) -> Values:
-        """One layer of one site of one shard, in stored form.
+    def _table_entry(self, name: str) -> StoredObject:
+        return next(entry for entry in self.manifest.tables if entry.path.endswith(f"/{name}.parquet"))
 
-        The metadata carries no checksum and a missing object would read as zeros, both in silence, so the one is held
-        against the receipt's digest and the other against its size; chunks carry checksums of their own.
+    # Writing a shard.
+
+    def layout(self, shard: int, site: str, row_offsets: Sequence[int]) -> Layout:
+        """How the array of one site of one shard lies.
 
         Args:
-            index: the layer's position in the run's layers.
-            rows: rows counted from the receipt's start, ascending; all of them without it.
-
-        Raises:
-            ValueError: the object is missing or damaged.
+            row_offsets: where the tokens of each row begin, and where the last end, in an array of tokens.
         """
-        directory = self.array_directory(receipt, site)
-        entries = {self.directory / entry.path: entry for entry in receipt.objects}
-        read_checked(self.directory, entries[directory / "zarr.json"])
-        array = open_array(directory)
-        path = directory / "c" / str(index) / Path(*("0" for _ in array.shape[1:]))
-        size = entries[path].size
-        if not path.is_file() or path.stat().st_size != size:
-            raise ValueError(f"{path} is missing or has another size than its receipt says; see affectome verify")
-        try:
-            return np.asarray(array[index] if rows is None else array.oindex[index, rows])
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(f"{path} is damaged: {error}; see affectome verify") from error
+        identity, (start, stop) = self.manifest.identity, self.shard_rows(shard)
+        layers, width, dtype = len(identity.layers), self.manifest.width, identity.stored_dtype
+        compression = self.manifest.compression
+        match Site.parse(site).position:
+            case "all":
+                return Layout.plan((layers, row_offsets[-1], width), dtype, compression, row_offsets)
+            case "offset":
+                return Layout.plan((layers, stop - start, len(identity.offsets), width), dtype, compression)
+            case _:
+                return Layout.plan((layers, stop - start, width), dtype, compression)
 
-    def array_directory(self, receipt: Receipt, site: str) -> Path:
-        """Where the Zarr array of one site of one shard is."""
-        return self.directory / _attempt_path(receipt.shard, receipt.attempt) / site
-
-    def write_attempt(self, shard: int, arrays: Mapping[str, Values]) -> tuple[str, tuple[StoredObject, ...]]:
+    def write_attempt(
+        self, shard: int, arrays: Mapping[str, Values], row_offsets: Sequence[int] = ()
+    ) -> tuple[str, tuple[StoredObject, ...]]:
         """Make a shard's arrays durable under a name of their own; they count only once a receipt names them.
 
         Args:
-            arrays: for each site its values, (L, rows, D) or (L, rows, O, D), in stored form.
+            arrays: for each site its values in stored form, of the shape that `layout` says.
+            row_offsets: as in `layout`.
+
+        Returns:
+            The attempt's name and its objects.
         """
         attempt = secrets.token_hex(4)
-        written = []
+        prefix = attempt_prefix(shard, attempt)
+        layouts = {site: self.layout(shard, site, row_offsets) for site in sorted(arrays)}
+        keys = [(site, layer) for site, layout in layouts.items() for layer in (None, *range(layout.shape[0]))]
+
+        def write(item: tuple[str, int | None]) -> StoredObject:
+            site, layer = item
+            layout = layouts[site]
+            if layer is None:
+                return self._write(f"{prefix}/{site}/{METADATA_KEY}", [layout.metadata])
+            return self._write(f"{prefix}/{site}/{layout.key(layer)}", list(layout.encode(arrays[site][layer])))
+
+        for site, layout in layouts.items():
+            assert arrays[site].shape == layout.shape, (site, arrays[site].shape, layout.shape)
+        pool = ThreadPoolExecutor(self.objects.concurrency)
         try:
-            for site, values in sorted(arrays.items()):
-                names = ("layer", "row", "width") if values.ndim == 3 else ("layer", "row", "offset", "width")
-                for key, data in sorted(encode(values, self.manifest.identity.stored_dtype, names).items()):
-                    written.append(write_object(self.directory, f"{_attempt_path(shard, attempt)}/{site}/{key}", data))
-        except (
-            BaseException
-        ):  # a full disk gets its space back; what a killed attempt leaves is nobody's (docs/store.md, section 5)
-            shutil.rmtree(self.directory / _attempt_path(shard, attempt), ignore_errors=True)
+            written = tuple(pool.map(write, keys))
+            self.objects.settle(prefix)
+        except BaseException:  # a full disk gets its space back; what a killed attempt leaves is nobody's
+            pool.shutdown(cancel_futures=True)
+            self.objects.remove(prefix)
             raise
-        return attempt, tuple(written)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return attempt, written
+
+    def _write(self, key: str, parts: Sequence[Part]) -> StoredObject:
+        digest, size = sha256_of_parts(parts)
+        self.objects.write(key, parts)
+        return StoredObject(key, size, digest)
 
     def commit(self, receipt: Receipt) -> bool:
-        """Create the receipt. False when another attempt was first: then that one stands and this one's bytes are removed."""
-        path = self.receipt_path(receipt.shard)
-        durable.ensure_directory(path.parent)
-        created = durable.create(path, _sealed(_RECEIPT.dump_python(receipt, mode="json")))
+        """Create a shard's receipt as the entry of the log that it names.
+
+        Returns:
+            False when that entry was taken: then what stands there counts, and this attempt's bytes are removed.
+        """
+        created = self.objects.create(log_key(receipt.shard, receipt.entry), seal(LOG_ENTRY, receipt))
         if not created:
-            shutil.rmtree(self.directory / _attempt_path(receipt.shard, receipt.attempt), ignore_errors=True)
+            self.objects.remove(attempt_prefix(receipt.shard, receipt.attempt))
         return created
+
+    def void(self, shard: int, entry: int, reason: str) -> bool:
+        """Take back whatever a shard's log holds before `entry`; nobody who began before can commit any more.
+
+        Returns:
+            False when that entry was taken.
+        """
+        document = Void(run_id=self.run_id, shard=shard, entry=entry, reason=reason, made=now(), nonce=secrets.token_hex(4))
+        return self.objects.create(log_key(shard, entry), seal(LOG_ENTRY, document))
 
 
 class Store:
-    """A directory of runs."""
+    """A place that holds runs."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        """The store's directory."""
+    def __init__(self, objects: Objects) -> None:
+        self.objects = objects
+        """Where it is."""
+
+    @property
+    def location(self) -> str:
+        """The directory or URL that opens it again."""
+        return self.objects.url()
 
     @staticmethod
-    def check(location: str) -> Path:
-        """The directory a location names, when a store is there or could be made there; nothing is written.
+    def check(location: str) -> Objects:
+        """The place a location names, when a store is there or could be made there; nothing is written.
 
         Raises:
-            ValueError: something else is there, or a store of a newer affectome.
+            ValueError: something else is there, or a store of another version.
         """
-        if "://" in location and not location.startswith("file://"):
-            raise ValueError(f"cannot open {location}: this version keeps stores on local disks; give a directory")
-        root = Path(location.removeprefix("file://")).expanduser()
-        marker = root / STORE_FILE
-        if marker.exists():
-            _check_marker(marker)
-        elif root.is_file():
-            raise ValueError(f"{root} is a file, not a store; give a directory")
-        elif root.is_dir() and any(not durable.is_unfinished(entry) for entry in root.iterdir()):
-            raise ValueError(f"{root} is not a store: it has no {STORE_FILE} but holds other things; give a new directory")
-        return root
+        objects = open_objects(location)
+        if isinstance(objects, LocalObjects) and objects.root.is_file():
+            raise ValueError(f"{location} is a file, not a store; give a directory")
+        names = [name for name in objects.names("") if not is_unfinished(name)]
+        if STORE_FILE in names:
+            _check_marker(objects)
+        elif names:
+            raise ValueError(
+                f"{objects.url()} is not a store: it has no {STORE_FILE} but holds other things; give a new directory, "
+                "or, where the file was lost, write it again with affectome verify --repair"
+            )
+        return objects
 
     @classmethod
     def open(cls, location: str, create: bool = False) -> "Store":
         """Open a store, or make one where there is nothing yet.
 
         Raises:
-            ValueError: there is no store, something else is there, or it was written by a newer affectome.
+            ValueError: there is no store, something else is there, it has another version, or the place cannot hold one.
         """
-        root = cls.check(location)
-        marker = root / STORE_FILE
-        if not marker.exists():
+        objects = cls.check(location)
+        if not objects.exists(STORE_FILE):
             if not create:
-                raise ValueError(f"there is no store at {root}; make one with: affectome extract --store {root}")
-            durable.ensure_directory(root)
-            durable.create(marker, canonical_json({"format": "affectome-store", "version": FORMAT_VERSION}))
-            _check_marker(marker)  # another process may have been first
-        return cls(root)
+                raise ValueError(f"there is no store at {objects.url()}; make one with: affectome extract --store {location}")
+            _check_creates_exclusively(objects)
+            objects.create(STORE_FILE, _MARKER)
+            _check_marker(objects)  # another process may have been first
+        return cls(objects)
+
+    @classmethod
+    def restore_marker(cls, location: str) -> bool:
+        """Write a lost or damaged `affectome.json` again, where there are runs.
+
+        Returns:
+            Whether there was something to restore.
+
+        Raises:
+            ValueError: the store has another version.
+        """
+        objects = open_objects(location)
+        if "runs" not in objects.names(""):
+            return False
+        try:
+            _check_marker(objects)
+        except _DamagedMarkerError:
+            objects.replace(STORE_FILE, _MARKER)
+            return True
+        return False
+
+    def directories(self) -> list[str]:
+        """Names that runs have or should have, sorted: a run whose manifest was lost is here too."""
+        return [name for name in self.objects.names("runs") if _RUN_NAME.fullmatch(name)]
 
     def run_ids(self) -> list[str]:
         """Runs that have a manifest, sorted."""
-        return sorted(path.parent.name for path in self.root.glob(f"runs/*/{RUN_FILE}"))
-
-    def directories(self) -> list[str]:
-        """Names that runs have or should have: a run whose manifest was lost is here and not in `run_ids`."""
-        return sorted(path.name for path in self.root.glob("runs/*"))
+        return [run_id for run_id in self.directories() if self.objects.exists(f"runs/{run_id}/{RUN_FILE}")]
 
     def run(self, prefix: str) -> StoredRun:
         """The run whose id starts with `prefix`.
 
         Raises:
-            ValueError: no run, or more than one, starts so; the message names the choices.
+            ValueError: as in `run_id`; or its manifest is damaged.
         """
-        found = [run_id for run_id in self.run_ids() if run_id.startswith(prefix)]
+        return self._read(self.run_id(prefix))
+
+    def run_id(self, prefix: str) -> str:
+        """The id that starts with `prefix`, of a run that has a manifest or should have.
+
+        Raises:
+            ValueError: none or more than one starts so; the message names the choices.
+        """
+        found = [run_id for run_id in self.directories() if run_id.startswith(prefix)]
         if len(found) != 1 or not prefix:
-            choices = ", ".join(found or self.run_ids()) or "none yet"
+            choices = ", ".join(found or self.directories()) or "none yet"
             problem = f"{len(found)} runs start with {prefix!r}" if found else f"no run starts with {prefix!r}"
-            raise ValueError(f"{problem} in {self.root}; runs: {choices}")
-        return self._read(found[0])
+            raise ValueError(f"{problem} in {self.location}; runs: {choices}")
+        return found[0]
 
     def runs(self) -> list[StoredRun]:
-        """All runs, by id."""
+        """All runs, by id.
+
+        Raises:
+            ValueError: a manifest is damaged.
+        """
         return [self._read(run_id) for run_id in self.run_ids()]
 
     def find(self, identity: Identity) -> StoredRun | None:
         """The run of this identity, if it was created before."""
         run_id = identity.run_id
-        return self._read(run_id) if (self.root / "runs" / run_id / RUN_FILE).exists() else None
+        return self._read(run_id) if self.objects.exists(f"runs/{run_id}/{RUN_FILE}") else None
 
     def create_run(self, manifest: Manifest, tables: Mapping[str, pa.Table]) -> StoredRun:
         """Create a run, or return the one another process created first.
@@ -331,25 +361,49 @@ class Store:
             manifest: without its tables, which are written here.
             tables: `utterances` and `tokens`.
         """
-        directory = self.root / "runs" / manifest.run_id
-        attempt = secrets.token_hex(4)
-        written = tuple(
-            write_object(directory, f"tables/{attempt}/{name}.parquet", _parquet_bytes(table, manifest.rows_per_shard))
-            for name, table in sorted(tables.items())
-        )
-        document = _MANIFEST.dump_python(manifest, mode="json") | {"tables": [asdict(entry) for entry in written]}
-        durable.create(directory / RUN_FILE, _sealed(document))
+        objects = self.objects.at(f"runs/{manifest.run_id}")
+        prefix = f"tables/{secrets.token_hex(4)}"
+        written = []
+        for name, table in sorted(tables.items()):
+            data = _parquet_bytes(table, manifest.rows_per_shard)
+            objects.write(f"{prefix}/{name}.parquet", [data])
+            written.append(StoredObject(f"{prefix}/{name}.parquet", len(data), sha256_hex(data)))
+        objects.settle(prefix)
+        if not objects.create(RUN_FILE, seal(MANIFEST, replace(manifest, tables=tuple(written)))):
+            objects.remove(prefix)
         return self._read(manifest.run_id)
 
+    def forget_manifest(self, run_id: str) -> None:
+        """Remove a run's manifest, so that the next launch of its extraction creates it and its tables anew; shards stay."""
+        self.objects.remove(f"runs/{run_id}/{RUN_FILE}")
+
     def _read(self, run_id: str) -> StoredRun:
-        directory = self.root / "runs" / run_id
+        objects = self.objects.at(f"runs/{run_id}")
         try:
-            manifest = _MANIFEST.validate_python(_unsealed(directory / RUN_FILE))
-        except ValidationError as error:
-            raise ValueError(f"manifest {directory / RUN_FILE} is damaged: {_first_problem(error)}") from error
+            manifest = unseal(MANIFEST, objects.read(RUN_FILE))
+        except FileNotFoundError as error:
+            raise ValueError(f"manifest {objects.url(RUN_FILE)} is missing; launch its extraction again") from error
+        except ValueError as error:
+            raise ValueError(f"manifest {objects.url(RUN_FILE)} {error}; see affectome verify --repair") from error
         if not run_id == manifest.run_id == manifest.identity.run_id:
-            raise ValueError(f"manifest {directory / RUN_FILE} is damaged: its identity is not that of run {run_id}")
-        return StoredRun(directory, manifest)
+            raise ValueError(f"manifest {objects.url(RUN_FILE)} is damaged: its identity is not that of run {run_id}")
+        return StoredRun(objects, manifest)
+
+
+def attempt_prefix(shard: int, attempt: str) -> str:
+    """Where the objects of one attempt at a shard are."""
+    return f"shards/{shard:06d}-{attempt}"
+
+
+def log_key(shard: int, entry: int) -> str:
+    """Where an entry of a shard's log is."""
+    return f"receipts/{shard:06d}-{entry}.json"
+
+
+def prompts_of(tokens: pa.Table) -> list[Prompt]:
+    """Rows of tokens.parquet as prompts."""
+    columns = (tokens[name].to_pylist() for name in ("ids", "start", "stop", "prompt_stop", "truncated"))
+    return [Prompt(tuple(ids), *rest) for ids, *rest in zip(*columns, strict=True)]
 
 
 def through_parquet(table: pa.Table) -> pa.Table:
@@ -357,86 +411,66 @@ def through_parquet(table: pa.Table) -> pa.Table:
     return pyarrow.parquet.read_table(io.BytesIO(_parquet_bytes(table, table.num_rows)))
 
 
-def write_object(directory: Path, path: str, data: bytes) -> StoredObject:
-    """Write an object durably and say what was written."""
-    target = directory / path
-    durable.ensure_directory(target.parent)
-    durable.replace(target, data)
-    return StoredObject(path, len(data), sha256_hex(data))
-
-
-def read_checked(directory: Path, entry: StoredObject) -> bytes:
+def read_checked(objects: Objects, entry: StoredObject) -> bytes:
     """Read an object.
 
     Raises:
         ValueError: it is missing, or its bytes are not the ones that were written.
     """
-    path = directory / entry.path
     try:
-        data = path.read_bytes()
+        data = objects.read(entry.path)
     except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing") from error
+        raise ValueError(f"{objects.url(entry.path)} is missing") from error
     if len(data) != entry.size:
-        raise ValueError(f"{path} holds {len(data):,} bytes instead of {entry.size:,}")
+        raise ValueError(f"{objects.url(entry.path)} holds {len(data):,} bytes instead of {entry.size:,}")
     if sha256_hex(data) != entry.sha256:
-        raise ValueError(f"{path} is damaged: its SHA-256 is not the one that was written")
+        raise ValueError(f"{objects.url(entry.path)} is damaged: its SHA-256 is not the one that was written")
     return data
 
 
-def now() -> str:
-    """The present second in ISO 8601, UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+_MARKER = canonical_json({"format": "affectome-store", "version": FORMAT_VERSION})
 
 
-def _attempt_path(shard: int, attempt: str) -> str:
-    return f"shards/{shard:06d}-{attempt}"
+class _DamagedMarkerError(ValueError):
+    """`affectome.json` is not what any version wrote."""
+
+
+def _check_marker(objects: Objects) -> None:
+    try:
+        data = objects.read(STORE_FILE)
+        version = json.loads(data)["version"]
+        whole = data == canonical_json({"format": "affectome-store", "version": version}) and isinstance(version, int)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise _DamagedMarkerError(
+            f"{objects.url(STORE_FILE)} is missing or damaged, or {objects.url()} is not a store; "
+            "write it again with affectome verify --repair"
+        )
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"the store at {objects.url()} has format version {version}, "
+            f"but this affectome reads up to {FORMAT_VERSION}; upgrade affectome"
+        )
+    if version < FORMAT_VERSION:
+        raise ValueError(
+            f"the store at {objects.url()} has format version {version}, which was never released; "
+            "extract again into a new directory"
+        )
+
+
+def _check_creates_exclusively(objects: Objects) -> None:
+    """The protocol stands on create-if-absent; a filesystem that says it can and overwrites would mix writers."""
+    key = f".probe.{secrets.token_hex(4)}.tmp"
+    try:
+        first, second = objects.create(key, b"first"), objects.create(key, b"second")
+    finally:
+        objects.remove(key)
+    if not first or second:
+        raise ValueError(f"{objects.url()} cannot hold a store: its filesystem overwrites where it should create exclusively")
 
 
 def _parquet_bytes(table: pa.Table, rows_per_group: int) -> bytes:
     sink = io.BytesIO()
     pyarrow.parquet.write_table(table, sink, row_group_size=rows_per_group, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
-
-
-def _sealed(document: dict[str, Any]) -> bytes:
-    """Readable JSON that carries the SHA-256 of its own canonical content."""
-    return json.dumps(document | {"sha256": sha256_hex(canonical_json(document))}, indent=1, ensure_ascii=False).encode()
-
-
-def _unsealed(path: Path) -> dict[str, Any]:
-    """Read a sealed document.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is not the document that was written.
-    """
-    data = path.read_bytes()
-    try:
-        document = json.loads(data)
-        seal = document.pop("sha256")
-        whole = seal == sha256_hex(canonical_json(document)) and data == _sealed(document)
-    except (ValueError, KeyError, AttributeError, TypeError):
-        whole = False
-    if not whole:
-        raise ValueError(f"{path} is damaged: it is not the document that was written")
-    return dict(document)
-
-
-def _check_marker(marker: Path) -> None:
-    try:
-        content = json.loads(marker.read_bytes())
-        version = content["version"] if content["format"] == "affectome-store" else None
-    except (ValueError, KeyError, TypeError):
-        version = None
-    if not isinstance(version, int):
-        raise ValueError(f"{marker} is damaged, or {marker.parent} is not a store")
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"the store at {marker.parent} has format version {version}, "
-            f"but this affectome reads up to {FORMAT_VERSION}; upgrade affectome"
-        )
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    return f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"

@@ -9,6 +9,7 @@ tokens.
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -140,6 +141,11 @@ def tokenize(
             )
         else:
             yield len(whole.ids)
+
+
+def offsets_of(prompts: Sequence[Prompt]) -> list[int]:
+    """Where each utterance's own tokens begin in an array that holds one after another, and where the last end."""
+    return list(itertools.accumulate((prompt.stop - prompt.start for prompt in prompts), initial=0))
 
 
 def tokens_digest(prompts: Sequence[Prompt]) -> str:

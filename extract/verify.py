@@ -1,19 +1,39 @@
-"""Is a run whole? Every row once, every object with the bytes its receipt names, every value finite.
+"""Is a run whole? Every row once, every object with the bytes its receipt names, every value finite; and what to do if not.
 
-Looks at the objects themselves, not through the code that wrote them: sizes and SHA-256 first, then shapes, checksums
-and values. Nothing is repaired here; a problem is named with shard, array and layer.
+Looks at the objects themselves: each is read once, held against its receipt, decoded chunk by chunk against the chunks'
+own checksums, and searched for values that are not finite. Objects are checked side by side, because digests leave the
+interpreter free and a network needs more than one request to be busy.
+
+Repairing takes back the receipts of damaged shards, so that the next launch does exactly those again. Mending bytes in
+place was rejected: what is computed again is known to be right.
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
+import pyarrow as pa
 
 from extract.corpus import texts_digest
-from extract.encoding import open_array, to_float32
-from extract.sites import Site
-from extract.store import Receipt, StoredRun, read_checked
-from extract.tokens import tokens_digest
+from extract.documents import Receipt, StoredObject
+from extract.encoding import METADATA_KEY, Layout, is_finite
+from extract.objects import Objects
+from extract.store import Store, StoredRun, attempt_prefix, prompts_of, read_checked
+from extract.tokens import offsets_of, tokens_digest
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a run."""
+
+    shard: int | None
+    """The shard it spoils; None for the run's tables."""
+    sentence: str
+    """What is wrong, and where."""
+
+    def __str__(self) -> str:
+        return self.sentence if self.shard is None else f"shard {self.shard}: {self.sentence}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,84 +52,170 @@ class Verdict:
     """Objects read and compared."""
     n_bytes: int
     """Bytes read and compared."""
-    problems: tuple[str, ...]
-    """One sentence each; empty when the run is whole."""
+    problems: tuple[Problem, ...]
+    """Empty when the run is whole."""
 
     @property
     def whole(self) -> bool:
         """Whether every row is there and right."""
         return not self.problems
 
+    @property
+    def damaged_shards(self) -> list[int]:
+        """Shards with a problem, in order."""
+        return sorted({problem.shard for problem in self.problems if problem.shard is not None})
 
-def verify(run: StoredRun, on_shards: Callable[[int], None] = lambda _: None) -> Verdict:
+    @property
+    def damaged_tables(self) -> bool:
+        """Whether the run's tables have a problem."""
+        return any(problem.shard is None for problem in self.problems)
+
+
+def verify(run: StoredRun, fast: bool = False, on_shards: Callable[[int], None] = lambda _: None) -> Verdict:
     """Check a run to the last byte.
 
     Args:
+        fast: read the receipts only: is every row accounted for, by receipts that are what was written?
         on_shards: called with the number of shards checked, as they are checked.
     """
-    problems = list(_table_problems(run))
-    n_rows = n_receipts = n_objects = n_bytes = 0
-    for shard in range(run.n_shards):
-        start, stop = run.shard_rows(shard)
+    with ThreadPoolExecutor(run.objects.concurrency) as pool:
+        found = list(_receipts(run, pool))
+        receipts = [each for each in found if isinstance(each, Receipt)]
+        problems = [each for each in found if isinstance(each, Problem)]
+        if not fast:
+            tables, tokens = _read_tables(run)
+            problems += [Problem(None, sentence) for sentence in tables]
+        for receipt in receipts:
+            sentences = _receipt_problems(run, receipt) if fast else _shard_problems(run, receipt, tokens, pool)
+            problems += [Problem(receipt.shard, sentence) for sentence in sentences]
+            on_shards(1)
+    spoiled = {problem.shard for problem in problems}
+    return Verdict(
+        run_id=run.run_id,
+        n_rows=run.manifest.n_rows,
+        n_rows_whole=sum(receipt.n_rows for receipt in receipts if receipt.shard not in spoiled),
+        n_receipts=len(receipts),
+        n_objects=0 if fast else sum(len(receipt.objects) for receipt in receipts),
+        n_bytes=0 if fast else sum(receipt.n_bytes for receipt in receipts),
+        problems=tuple(sorted(problems, key=lambda problem: -1 if problem.shard is None else problem.shard)),
+    )
+
+
+def requeue(store: Store, run: StoredRun, verdict: Verdict) -> list[int]:
+    """Take back what a verdict found wrong, so that the next launch of the run's extraction does it again, and only it.
+
+    Returns:
+        The shards that the next launch will do because of it. Where tables were damaged the manifest is removed as well, and
+        the launch writes both anew.
+    """
+    lengths = run.log_lengths()
+    taken_back = [shard for shard in verdict.damaged_shards if shard in lengths]
+    for shard in taken_back:
+        run.void(shard, lengths[shard], "verify --repair found it damaged")
+    if verdict.damaged_tables:
+        store.forget_manifest(run.run_id)
+    return verdict.damaged_shards
+
+
+def _receipts(run: StoredRun, pool: ThreadPoolExecutor) -> Iterator[Receipt | Problem]:
+    """The receipt of every shard, or what is wrong with it."""
+    lengths = run.log_lengths()
+
+    def read(shard: int) -> Receipt | Problem:
+        if shard not in lengths:
+            return Problem(shard, f"no receipt: {_rows(run, shard)} are missing")
         try:
-            receipt = run.receipt(shard)
-            found = [f"no receipt: rows {start:,} to {stop - 1:,} are missing"] if receipt is None else []
+            last = run.log_entry(shard, lengths[shard] - 1)
         except ValueError as error:
-            receipt, found = None, [str(error)]
-        if receipt is not None:
-            found = list(_shard_problems(run, receipt))
-            n_receipts += 1
-            n_objects += len(receipt.objects)
-            n_bytes += sum(entry.size for entry in receipt.objects)
-        problems += [f"shard {shard}: {problem}" for problem in found]
-        n_rows += 0 if found else stop - start
-        on_shards(1)
-    return Verdict(run.run_id, run.manifest.n_rows, n_rows, n_receipts, n_objects, n_bytes, tuple(problems))
+            return Problem(shard, str(error))
+        return (
+            last
+            if isinstance(last, Receipt)
+            else Problem(shard, f"taken back ({last.reason}): {_rows(run, shard)} are missing")
+        )
+
+    return pool.map(read, range(run.n_shards))
 
 
-def _table_problems(run: StoredRun) -> Iterator[str]:
+def _read_tables(run: StoredRun) -> tuple[list[str], pa.Table | None]:
+    """What is wrong with the tables, and the tokens where they are right."""
+    problems: list[str] = []
+    tables: dict[str, pa.Table] = {}
     for name in ("utterances", "tokens"):
         try:
             table = run.table(name)
         except ValueError as error:
-            yield str(error)
+            problems.append(str(error))
             continue
         if table["row"].to_pylist() != list(range(run.manifest.n_rows)):
-            yield f"{name}.parquet does not hold rows 0 to {run.manifest.n_rows - 1:,}, once each"
-        if name == "utterances" and texts_digest(table) != run.manifest.identity.corpus:
-            yield "utterances.parquet holds other texts than the run was made from"
+            problems.append(f"{name}.parquet does not hold rows 0 to {run.manifest.n_rows - 1:,}, once each")
+        elif name == "utterances" and texts_digest(table) != run.manifest.identity.corpus:
+            problems.append("utterances.parquet holds other texts than the run was made from")
+        else:
+            tables[name] = table
+    return problems, tables.get("tokens")
 
 
-def _shard_problems(run: StoredRun, receipt: Receipt) -> Iterator[str]:
-    damaged = False
-    for entry in receipt.objects:
-        try:
-            read_checked(run.directory, entry)
-        except ValueError as error:
-            damaged = True
-            yield str(error)
-    if damaged:
-        return  # what is not the bytes that were written needs no further look
-    try:
-        if tokens_digest(run.prompts(receipt.shard)) != receipt.tokens:
-            yield "it was computed from other tokens than tokens.parquet holds"
-    except ValueError as error:
-        yield str(error)
+def _receipt_problems(run: StoredRun, receipt: Receipt) -> Iterator[str]:
+    """What a receipt alone shows: whether it names an array for each site, and for each of them an object for each layer."""
+    prefix, n_layers = attempt_prefix(receipt.shard, receipt.attempt), len(run.manifest.identity.layers)
+    named = [entry.path for entry in receipt.objects]
     for site in run.manifest.identity.sites:
-        yield from _array_problems(run, receipt, site)
+        inside = [path for path in named if path.startswith(f"{prefix}/{site}/")]
+        if len(set(inside)) != n_layers + 1 or f"{prefix}/{site}/{METADATA_KEY}" not in inside:
+            yield f"{site}: its receipt names {len(set(inside))} objects instead of {n_layers + 1}"
+    if len(named) != len(run.manifest.identity.sites) * (n_layers + 1):
+        yield f"its receipt names {len(named)} objects, which are not those of its sites"
 
 
-def _array_problems(run: StoredRun, receipt: Receipt, site: str) -> Iterator[str]:
-    identity = run.manifest.identity
-    offsets = (len(identity.offsets),) if Site.parse(site).position == "offset" else ()
-    expected = (len(identity.layers), receipt.stop - receipt.start, *offsets, run.manifest.width)
+def _shard_problems(run: StoredRun, receipt: Receipt, tokens: pa.Table | None, pool: ThreadPoolExecutor) -> Iterator[str]:
+    incomplete = list(_receipt_problems(run, receipt))
+    yield from incomplete
+    if incomplete:
+        return
+    row_offsets: list[int] | None = None
+    if tokens is not None:
+        prompts = prompts_of(tokens.slice(receipt.start, receipt.n_rows))
+        row_offsets = offsets_of(prompts)
+        if tokens_digest(prompts) != receipt.tokens:
+            yield "it was computed from other tokens than tokens.parquet holds"
+    entries = {entry.path: entry for entry in receipt.objects}
+    for site in run.manifest.identity.sites:
+        prefix = f"{attempt_prefix(receipt.shard, receipt.attempt)}/{site}"
+        metadata = entries.pop(f"{prefix}/{METADATA_KEY}")
+        layout: Layout | None = None
+        try:
+            layout = Layout.read(read_checked(run.objects, metadata))
+        except ValueError as error:
+            yield f"{site}: {run.objects.url(prefix)}: {error}"
+        if layout is not None and row_offsets is not None:
+            expected = run.layout(receipt.shard, site, row_offsets)
+            if (layout.shape, layout.row_offsets) != (expected.shape, expected.row_offsets):
+                yield f"{site} has shape {layout.shape} instead of {expected.shape}, or other rows than tokens.parquet"
+                layout = None
+        check = partial(_object_problem, run.objects, layout)
+        objects = [entry for path, entry in entries.items() if path.startswith(f"{prefix}/")]
+        for entry, problem in zip(objects, pool.map(check, objects), strict=True):
+            if problem:
+                yield f"{site}, {_layer_name(run, entry)}: {problem}"
+
+
+def _object_problem(objects: Objects, layout: Layout | None, entry: StoredObject) -> str | None:
+    """What is wrong with the object of a layer; where its array's metadata is damaged, only its bytes are looked at."""
     try:
-        array = open_array(run.array_directory(receipt, site))
-        if array.shape != expected:
-            yield f"{site} has shape {array.shape} instead of {expected}"
-            return
-        for index, layer in enumerate(identity.layers):
-            if not np.isfinite(to_float32(run.layer_values(receipt, site, index), identity.stored_dtype)).all():
-                yield f"{site}, layer {layer}, holds values that are not finite"
+        data = read_checked(objects, entry)
+        if layout is not None and not all(is_finite(values, layout.stored_dtype) for _, values in layout.decode_object(data)):
+            return f"{objects.url(entry.path)} holds values that are not finite"
     except ValueError as error:
-        yield f"{site}: {error}"
+        return str(error)
+    return None
+
+
+def _layer_name(run: StoredRun, entry: StoredObject) -> str:
+    index = int(entry.path.rpartition("/")[2].split(".")[1])
+    return f"layer {run.manifest.identity.layers[index]}"
+
+
+def _rows(run: StoredRun, shard: int) -> str:
+    start, stop = run.shard_rows(shard)
+    return f"rows {start:,} to {stop - 1:,}"

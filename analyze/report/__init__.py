@@ -63,7 +63,7 @@ def write_report(
 
 
 def _page(run: Run, probes: Sequence[ProbeResult], persistence: Sequence[PersistenceResult], projection: Projection) -> Page:
-    manifest, receipts, best = run.manifest, list(run.stored.receipts()), findings.headline_probe(probes)
+    manifest, receipts, best = run.manifest, run.stored.receipts(), findings.headline_probe(probes)
     measured = provenance.with_continuations(run, persistence)
     corpus = "the built-in corpus" if manifest.corpus == BUILTIN_CORPUS else manifest.corpus
     return Page(

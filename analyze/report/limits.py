@@ -10,8 +10,8 @@ from analyze.persistence import PersistenceResult
 from analyze.probes import ProbeResult
 from analyze.report.words import noun
 from extract.corpus import BUILTIN as BUILTIN_CORPUS
+from extract.documents import Manifest
 from extract.sites import Site
-from extract.store import Manifest
 
 _QUANTISED_MODEL = "smollm2-135m-instruct"
 _FEW_EXAMPLES = 100

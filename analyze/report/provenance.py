@@ -15,8 +15,8 @@ from analyze.query import Run, open_store
 from analyze.report.page import Fact, Table
 from analyze.report.words import ranges
 from extract.corpus import read_passages
-from extract.request import DEFAULT_ROWS_PER_SHARD, DEFAULT_TOKEN_BUDGET
-from extract.store import Receipt
+from extract.documents import Receipt
+from extract.request import DEFAULT_TOKEN_BUDGET, MOST_ROWS_PER_SHARD
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def commands_to_measure_persistence(run: Run) -> str:
 
 def _continuation(run: Run, continued_run_id: str) -> Continuation | None:
     try:
-        continued = open_store(_store_of(run)).run(continued_run_id)
+        continued = open_store(run.stored.store_location).run(continued_run_id)
     except ValueError:
         return None
     text = continued.manifest.identity.continuation.strip()
@@ -107,10 +107,6 @@ def _continuation(run: Run, continued_run_id: str) -> Continuation | None:
     passage_id = next((str(passage["passage_id"]) for passage in passages if passage["text"].strip() == text), None)
     labels = Counter(label for label in continued.utterances()["label"].to_pylist() if label)
     return Continuation(text, passage_id, max(labels.values()))
-
-
-def _store_of(run: Run) -> str:
-    return str(run.stored.directory.parents[1])
 
 
 def _continuation_words(result: PersistenceResult, continuation: Continuation | None) -> str:
@@ -145,7 +141,7 @@ def _finished(receipts: Sequence[Receipt]) -> str:
 
 
 def _command(name: str, run: Run, *options: str) -> str:
-    return shlex.join(("affectome", name, _store_of(run), run.run_id, *options))
+    return shlex.join(("affectome", name, run.stored.store_location, run.run_id, *options))
 
 
 def _probe_command(run: Run, probe: ProbeResult) -> str:
@@ -166,14 +162,23 @@ def _persistence_command(run: Run, result: PersistenceResult, continuation: Cont
 def _extract_command(run: Run) -> str:
     manifest, identity = run.manifest, run.manifest.identity
     everything = identity.layers == tuple(range(manifest.n_layers + 1))
-    command = ["affectome", "extract", "--store", _store_of(run), "--model", manifest.model, "--corpus", manifest.corpus]
+    command = [
+        "affectome",
+        "extract",
+        "--store",
+        run.stored.store_location,
+        "--model",
+        manifest.model,
+        "--corpus",
+        manifest.corpus,
+    ]
     command += ["--limit", str(manifest.n_rows)]  # the corpus may have been longer, or have grown
     command += ["--sites", ",".join(identity.sites), "--layers", "all" if everything else _list(identity.layers)]
     command += ["--template", manifest.template, "--dtype", identity.compute_dtype, "--stored-dtype", identity.stored_dtype]
     command += ["--attention", identity.attention]
     if identity.truncate:
         command.append("--truncate")
-    if manifest.rows_per_shard != DEFAULT_ROWS_PER_SHARD:
+    if manifest.rows_per_shard != MOST_ROWS_PER_SHARD:
         command += ["--rows-per-shard", str(manifest.rows_per_shard)]
     if manifest.token_budget != DEFAULT_TOKEN_BUDGET:
         command += ["--token-budget", str(manifest.token_budget)]

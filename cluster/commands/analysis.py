@@ -67,14 +67,16 @@ def persistence(
 def report(
     store: StoreArgument,
     run: RunArgument,
-    out: Annotated[Path | None, typer.Option(help="Directory to write; without it, in the run's own directory.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory to write; without it, in the run's own, or here for a remote store.")
+    ] = None,
 ) -> None:
     """Write report.html and its pictures, and print where."""
     from analyze.query import open_store
     from cluster import pipeline
 
     opened = open_store(store).run(run)
-    typer.echo(pipeline.report(opened, out or opened.stored.directory / "report"))
+    typer.echo(pipeline.report(opened, out or pipeline.report_directory(opened)))
 
 
 def best_last_layer(run: "Run", kind: str) -> int:

@@ -1,24 +1,25 @@
-"""affectome extract, affectome runs, affectome verify."""
+"""affectome extract, runs, verify, gc."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.commands.options import JsonOption, LayersOption, StoreArgument
+from cluster.commands.options import JsonOption, LayersOption, RunsArgument, StoreArgument
 from cluster.console import Row, note, print_json, print_rows, progress
 from extract.corpus import BUILTIN as BUILTIN_CORPUS
 from extract.corpus import read_corpus
 from extract.models import BUILTIN
-from extract.request import DEFAULT_ROWS_PER_SHARD, DEFAULT_SITES, DEFAULT_TOKEN_BUDGET, Request
+from extract.request import DEFAULT_SITES, DEFAULT_TOKEN_BUDGET, MOST_ROWS_PER_SHARD, Request
 
 if TYPE_CHECKING:  # what computes is imported by the commands that compute: it takes seconds to load
     from extract.run import Plan
-    from extract.store import StoredRun
+    from extract.store import Store, StoredRun
     from extract.verify import Verdict
 
 
 def extract(
-    store: Annotated[str, typer.Option(help="The store's directory; made where there is nothing yet.")],
+    store: Annotated[str, typer.Option(help="The store's directory or URL (s3://...); made where there is nothing yet.")],
     model: Annotated[str, typer.Option(help="Name, directory, or hub id with an optional @revision.")] = BUILTIN,
     corpus: Annotated[str, typer.Option(help="Parquet, JSONL or CSV, or 'builtin'.")] = BUILTIN_CORPUS,
     sites: Annotated[str, typer.Option(help="Comma-separated component.position.")] = DEFAULT_SITES,
@@ -29,7 +30,11 @@ def extract(
     attention: Annotated[str, typer.Option(help="Attention implementation of transformers.")] = "sdpa",
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut utterances longer than the model's context.")] = False,
     limit: Annotated[int | None, typer.Option(help="Only the first N utterances.")] = None,
-    rows_per_shard: Annotated[int, typer.Option(help="Rows of a shard, where the run is new.")] = DEFAULT_ROWS_PER_SHARD,
+    compression: Annotated[str, typer.Option(help="none or lz4, where the run is new.")] = "none",
+    rows_per_shard: Annotated[
+        int | None,
+        typer.Option(help=f"Rows of a shard, where the run is new; without it, up to {MOST_ROWS_PER_SHARD:,} or 512 MiB."),
+    ] = None,
     token_budget: Annotated[int, typer.Option(help="Most tokens of a batch, where the run is new.")] = DEFAULT_TOKEN_BUDGET,
     as_json: JsonOption = False,
 ) -> None:
@@ -47,6 +52,7 @@ def extract(
         stored_dtype=stored_dtype,
         attention=attention,
         truncate=truncate,
+        compression=compression,
         rows_per_shard=rows_per_shard,
         token_budget=token_budget,
     )
@@ -62,43 +68,112 @@ def runs(store: StoreArgument, as_json: JsonOption = False) -> None:
     """List every run of a store."""
     from extract.store import Store
 
-    print_rows(f"runs in {store}", [_run_row(run) for run in Store.open(store).runs()], as_json)
+    opened = Store.open(store)
+    rows, problems = [], []
+    for run_id in opened.directories():
+        try:
+            rows.append(_run_row(opened.run(run_id)))
+        except ValueError as error:  # one damaged run must not hide the others
+            problems.append(f"run {run_id}: {error}")
+    print_rows(f"runs in {store}", rows, as_json)
+    _fail_with(problems, f"in {store}, named above")
 
 
 def verify_runs(
     store: StoreArgument,
-    run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="A run's id, or how it begins; all runs without it.")
-    ] = None,
+    run: RunsArgument = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Read the receipts only.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Take damaged shards back, so that they are extracted again.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check every receipt, digest, checksum, shape and value; exit code 1 when something is wrong."""
     from extract.store import Store
-    from extract.verify import verify
+    from extract.verify import requeue, verify
 
+    if repair and Store.restore_marker(store):
+        note(f"wrote the lost or damaged affectome.json of {store} again")
     opened = Store.open(store)
-    chosen = [opened.run(run)] if run is not None else []
-    problems = []
-    for run_id in opened.directories() if run is None else []:
+    chosen = []
+    problems: list[str] = []
+    repaired: list[str] = []
+    for run_id in _run_ids(opened, run):
         try:
             chosen.append(opened.run(run_id))
         except ValueError as error:
             problems.append(f"run {run_id}: {error}")
+            if repair:
+                opened.forget_manifest(run_id)
+                repaired.append(
+                    f"run {run_id}: removed its damaged manifest; launch its extraction again, finished shards are kept"
+                )
     with progress("verifying", sum(stored.n_shards for stored in chosen), "shards") as advance:
-        verdicts = [verify(stored, advance) for stored in chosen]
+        verdicts = [verify(stored, fast, advance) for stored in chosen]
     print_rows(f"verified {store}", [_verdict_row(verdict) for verdict in verdicts], as_json)
     problems += [f"run {verdict.run_id}: {problem}" for verdict in verdicts for problem in verdict.problems]
+    for stored, verdict in zip(chosen, verdicts, strict=True) if repair else ():
+        shards = [str(shard) for shard in requeue(opened, stored, verdict)]
+        if verdict.damaged_tables:
+            repaired.append(f"run {verdict.run_id}: removed its manifest, because the tables it names are damaged")
+        if not verdict.whole:
+            repaired.append(
+                f"run {verdict.run_id}: launching its extraction again will do shards {', '.join(shards) or 'none'}"
+            )
+    for line in repaired:
+        problems.append(line)
+    remedy = "named above" if repair else "named above; take what is damaged back with --repair and launch the extraction again"
+    _fail_with(problems, f"in {store}, {remedy}")
+
+
+def gc(
+    store: StoreArgument,
+    run: RunsArgument = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove what is shown, not only show it.")] = False,
+    older_than: Annotated[float, typer.Option(help="Minutes without a write after which an attempt counts as dead.")] = 60.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what dead attempts left behind in a store, and with --remove remove it."""
+    from extract.garbage import find_leftovers, remove_leftovers
+    from extract.store import Store
+
+    opened = Store.open(store)
+    found = [leftover for run_id in _run_ids(opened, run) for leftover in find_leftovers(opened, run_id)]
+    removed = remove_leftovers(opened, found, older_than) if remove else []
+    rows: list[Row] = [
+        {
+            "run": leftover.run_id,
+            "objects_of": leftover.prefix,
+            "objects": leftover.n_objects,
+            "bytes": leftover.n_bytes,
+            "minutes_old": round(leftover.minutes, 1),
+            "dead": leftover.minutes >= older_than,
+            "removed": leftover in removed,
+        }
+        for leftover in found
+    ]
+    print_rows(f"what nobody names in {store}", rows, as_json)
+    dead = [leftover for leftover in found if leftover.minutes >= older_than]
+    n_bytes = sum(leftover.n_bytes for leftover in (removed if remove else dead))
+    if remove:
+        note(f"removed {len(removed):,} of {len(found):,} leftovers, {n_bytes:,} bytes")
+    else:
+        note(f"{len(dead):,} of {len(found):,} leftovers are dead, {n_bytes:,} bytes; --remove removes them")
+
+
+def _run_ids(store: "Store", prefix: str | None) -> list[str]:
+    return store.directories() if prefix is None else [store.run_id(prefix)]
+
+
+def _fail_with(problems: Sequence[str], where: str) -> None:
     for problem in problems:
         note(problem)
     if problems:
-        raise RuntimeError(
-            f"{len(problems):,} problems in {store}, named above; to do a damaged shard again, remove its receipt "
-            "(runs/RUN/receipts/SHARD.json) and launch the same extraction"
-        )
+        raise RuntimeError(f"{len(problems):,} problems {where}")
 
 
 def _what_was_done(plan: "Plan") -> str:
-    receipts = list(plan.run.receipts())
+    receipts = plan.run.receipts()
     seconds = sum(receipt.seconds["compute"] for receipt in receipts)
     tokens = sum(receipt.n_tokens for receipt in receipts)
     truncated = sum(receipt.n_truncated for receipt in receipts)
@@ -107,20 +182,27 @@ def _what_was_done(plan: "Plan") -> str:
 
 
 def _run_row(run: "StoredRun") -> Row:
-    manifest, receipts = run.manifest, list(run.receipts())
+    manifest, receipts = run.manifest, run.receipts()
     return {
         "run": run.run_id,
         "model": manifest.model,
+        "revision": _revision(manifest.identity.weights),
         "template": manifest.template,
         "corpus": manifest.corpus,
         "sites": manifest.identity.sites,
         "layers": f"{manifest.identity.layers[0]}..{manifest.identity.layers[-1]} ({len(manifest.identity.layers)})",
         "dtype": manifest.identity.compute_dtype,
-        "rows_done": sum(receipt.stop - receipt.start for receipt in receipts),
+        "rows_done": sum(receipt.n_rows for receipt in receipts),
         "rows_asked": manifest.n_rows,
-        "bytes": sum(entry.size for receipt in receipts for entry in receipt.objects),
+        "bytes": sum(receipt.n_bytes for receipt in receipts),
         "created": manifest.created,
+        "finished": max((receipt.finished for receipt in receipts), default=None),
     }
+
+
+def _revision(weights: str) -> str:
+    """The commit of a hub model; else the beginning of the digest of its weights."""
+    return weights.rpartition("@")[2] if weights.startswith("hub:") else weights[: len("sha256:") + 12]
 
 
 def _verdict_row(verdict: "Verdict") -> Row:
@@ -132,5 +214,5 @@ def _verdict_row(verdict: "Verdict") -> Row:
         "receipts": verdict.n_receipts,
         "objects": verdict.n_objects,
         "bytes": verdict.n_bytes,
-        "problems": list(verdict.problems),
+        "problems": [str(problem) for problem in verdict.problems],
     }
