@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PIP_CONSTRAINT := constraints.txt
 INSTALLED := .venv/installed
 
-.PHONY: demo test test-all check format wheel clean
+.PHONY: demo test test-all test-faults check format wheel clean
 
 demo: $(INSTALLED)
 	$(BIN)/affectome demo
@@ -14,7 +14,10 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest -m 'not faults'
+
+test-faults: $(INSTALLED)
+	$(BIN)/python -m pytest -m faults tests/faults
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

@@ -7,6 +7,7 @@ chunk from Zarr, and only those chunks that hold an asked row at an asked layer.
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from extract.arrays import StoredArray, open_array
 from extract.documents import Manifest, Receipt
-from extract.encoding import Layout
+from extract.encoding import Layout, Values, numpy_dtype
 from extract.sites import Site
 from extract.store import Store as StoredRuns
 from extract.store import StoredRun
@@ -25,7 +26,7 @@ from extract.store import StoredRun
 class TokenStates:
     """Hidden states of the tokens of some utterances, one utterance after another."""
 
-    hidden: NDArray[np.float32]
+    hidden: Values
     """(T, D)."""
     row_offsets: NDArray[np.int64]
     """(n + 1,): the tokens of utterance i are `hidden[row_offsets[i]:row_offsets[i + 1]]`."""
@@ -42,7 +43,7 @@ class _Part:
     n_entries: NDArray[np.int64]
     """How many of them belong to each row."""
 
-    def read(self, index: int, hidden: NDArray[np.float32]) -> None:
+    def read(self, index: int, hidden: Values) -> None:
         if len(self.entries) == self.array.layout.shape[1]:
             self.array.read_layer(index, hidden)
         else:
@@ -100,13 +101,15 @@ class Run:
                 raise ValueError(f"cannot use where={where!r}: {str(error).splitlines()[0]} (columns: {columns})") from error
         return table.take(pa.array(np.sort(np.asarray(rows, np.int64))))
 
-    def hidden(self, site: str, layer: int, where: str | None = None) -> NDArray[np.float32]:
+    def hidden(self, site: str, layer: int, where: str | None = None, dtype: str = "float32") -> Values:
         """Hidden states of one layer at one site.
 
         Args:
             site: such as `resid.last`.
             layer: 0 for the embedding output, i for the output of block i.
             where: as in `utterances`; the rows come in the same order.
+            dtype: `float32`, or `stored` for the form that is kept, at half the memory for two-byte dtypes: bfloat16 comes as
+                its bits in uint16, for `torch.from_numpy(bits).view(torch.bfloat16)`.
 
         Returns:
             (n, d), or (n, offsets, d) for an `offset` site.
@@ -115,28 +118,29 @@ class Run:
             ValueError: the run has no such site or layer, is not complete, or is damaged; or the site keeps every token
                 (`hidden_tokens` reads those).
         """
-        return self.hidden_rows(site, layer, self._row_numbers(where))
+        return self.hidden_rows(site, layer, self._row_numbers(where), dtype)
 
-    def hidden_rows(self, site: str, layer: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    def hidden_rows(self, site: str, layer: int, rows: NDArray[np.int64], dtype: str = "float32") -> Values:
         """As `hidden`, for ascending row numbers."""
         if Site.parse(site).position == "all":
             raise ValueError(f"{site} keeps every token, so its rows differ in length; read it with hidden_tokens")
-        return self._read(site, layer, rows)[0]
+        return self._read(site, layer, rows, self._numpy_dtype(dtype))[0]
 
-    def hidden_tokens(self, site: str, layer: int, where: str | None = None) -> TokenStates:
+    def hidden_tokens(self, site: str, layer: int, where: str | None = None, dtype: str = "float32") -> TokenStates:
         """Hidden states of every token of the utterances, at one layer of an `all` site.
 
         Args:
             site: such as `resid.all`.
             layer: as in `hidden`.
             where: as in `utterances`; the rows come in the same order.
+            dtype: as in `hidden`.
 
         Raises:
             ValueError: as in `hidden`; or the site does not keep every token.
         """
         if Site.parse(site).position != "all":
             raise ValueError(f"{site} does not keep every token; read it with hidden")
-        hidden, n_tokens = self._read(site, layer, self._row_numbers(where))
+        hidden, n_tokens = self._read(site, layer, self._row_numbers(where), self._numpy_dtype(dtype))
         return TokenStates(hidden, np.concatenate([[0], np.cumsum(n_tokens)]))
 
     def require_complete(self) -> None:
@@ -152,7 +156,12 @@ class Run:
             return np.arange(self.manifest.n_rows)
         return np.asarray(self.utterances(where)["row"].to_numpy())
 
-    def _read(self, site: str, layer: int, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def _numpy_dtype(self, dtype: str) -> np.dtype[Any]:
+        if dtype not in ("float32", "stored"):
+            raise ValueError(f"cannot read hidden states as {dtype!r}; choose from float32, stored")
+        return np.dtype(np.float32) if dtype == "float32" else numpy_dtype(self.manifest.identity.stored_dtype)
+
+    def _read(self, site: str, layer: int, rows: NDArray[np.int64], dtype: np.dtype[Any]) -> tuple[Values, NDArray[np.int64]]:
         """Hidden states of ascending rows, and how many entries of the array belong to each row."""
         receipts = self._receipts()
         index = self._layer_index(site, layer)
@@ -161,7 +170,7 @@ class Run:
         pieces = [(receipts[shard], rows[begin:end]) for shard, (begin, end) in zip(shards, bounds, strict=True)]
         with ThreadPoolExecutor(self.stored.objects.readers) as pool:
             parts = list(pool.map(lambda piece: self._part(site, *piece), pieces))
-            hidden = np.empty((sum(len(part.entries) for part in parts), *self._entry_shape(site)), np.float32)
+            hidden = np.empty((sum(len(part.entries) for part in parts), *self._entry_shape(site)), dtype)
             ends = itertools.accumulate(len(part.entries) for part in parts)
             places = [hidden[end - len(part.entries) : end] for part, end in zip(parts, ends, strict=True)]
             list(pool.map(lambda part, place: part.read(index, place), parts, places))
@@ -193,7 +202,7 @@ class Run:
                     f"run {self.run_id} is not complete: {n_missing:,} of {self.stored.n_shards:,} shards are missing; "
                     "launch the same affectome extract again to finish it"
                 )
-            self._whole.extend(receipts)
+            self._whole[:] = receipts
         return tuple(self._whole)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.documents import Receipt, StoredObject
-from extract.encoding import METADATA_KEY, Layout, decode_into
+from extract.encoding import METADATA_KEY, Layout, Values, decode_into
 from extract.objects import Objects
 from extract.store import attempt_prefix, read_checked
 
@@ -31,12 +31,12 @@ class StoredArray:
     layers: tuple[StoredObject, ...] = field(repr=False)
     """The object of each layer, by its position in the run's layers."""
 
-    def read_layer(self, index: int, hidden: NDArray[np.float32]) -> None:
+    def read_layer(self, index: int, hidden: Values) -> None:
         """Read a whole layer.
 
         Args:
             index: the layer's position in the run's layers.
-            hidden: (N, D) or (N, O, D); filled here.
+            hidden: (N, D) or (N, O, D), float32 or of the stored form's dtype; filled here.
 
         Raises:
             ValueError: the object is missing or damaged.
@@ -51,13 +51,13 @@ class StoredArray:
         except (FileNotFoundError, ValueError) as error:
             raise self._problem(entry, error) from error
 
-    def read_entries(self, index: int, entries_N: NDArray[np.int64], hidden: NDArray[np.float32]) -> None:
+    def read_entries(self, index: int, entries_N: NDArray[np.int64], hidden: Values) -> None:
         """Read some entries of a layer, and no chunk that holds none of them.
 
         Args:
             index: as in `read_layer`.
             entries_N: positions on the array's second axis, ascending.
-            hidden: (N, D) or (N, O, D); filled here.
+            hidden: as in `read_layer`.
 
         Raises:
             ValueError: the object is missing or damaged.

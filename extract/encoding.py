@@ -68,6 +68,11 @@ def to_stored(states: torch.Tensor, stored_dtype: str) -> Values:
     return (stored.view(torch.uint16) if stored_dtype == "bfloat16" else stored).cpu().numpy()
 
 
+def numpy_dtype(stored_dtype: str) -> np.dtype[Any]:
+    """numpy's dtype of the stored form."""
+    return np.dtype(_NUMPY_DTYPES[stored_dtype])
+
+
 def to_float32(values: Values, stored_dtype: str) -> NDArray[np.float32]:
     """Decode stored hidden states; exact for every stored dtype."""
     decoded = np.empty(values.shape, np.float32)
@@ -75,9 +80,9 @@ def to_float32(values: Values, stored_dtype: str) -> NDArray[np.float32]:
     return decoded
 
 
-def decode_into(decoded: NDArray[np.float32], values: Values, stored_dtype: str) -> None:
-    """As `to_float32`, into memory that is there already."""
-    if stored_dtype == "bfloat16":
+def decode_into(decoded: Values, values: Values, stored_dtype: str) -> None:
+    """As `to_float32`, into memory that is there already; memory of the stored form's own dtype gets that form."""
+    if stored_dtype == "bfloat16" and decoded.dtype == np.float32:
         bits = decoded.view(np.uint32)
         np.copyto(bits, values)
         bits <<= 16
@@ -120,7 +125,7 @@ class Layout:
     @property
     def dtype(self) -> np.dtype[Any]:
         """numpy's dtype of the stored form."""
-        return np.dtype(_NUMPY_DTYPES[self.stored_dtype])
+        return numpy_dtype(self.stored_dtype)
 
     @property
     def entry_bytes(self) -> int:

@@ -9,6 +9,7 @@ because other processes write to the same place.
 """
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -25,6 +26,7 @@ import fsspec
 from extract import durable
 from extract.durable import Part
 
+_CREATE_TRIES = 3
 _KEY = re.compile(r"(?!\.{1,2}(/|$))[^/\0]+(/(?!\.{1,2}(/|$))[^/\0]+)*")
 
 
@@ -219,7 +221,8 @@ class RemoteObjects(Objects):
         path = self._path(key)
         starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
         with self._naming("read", key):
-            return [bytes(part) for part in self.filesystem.cat_ranges([path] * len(ranges), starts, stops, on_error="raise")]
+            found = self.filesystem.cat_ranges([path] * len(ranges), starts, stops, on_error="return")
+            return [_range_bytes(part) for part in found]
 
     def open(self, key: str) -> BinaryIO:
         with self._naming("read", key):
@@ -238,11 +241,17 @@ class RemoteObjects(Objects):
 
     def create(self, key: str, data: bytes) -> bool:
         with self._naming("write", key):
-            try:
-                self.filesystem.pipe_file(self._path(key), data, mode="create")
-            except FileExistsError:  # our own, when the answer to a first try was lost
-                return self.read(key) == data
-        return True
+            for tries_left in reversed(range(_CREATE_TRIES)):
+                try:
+                    self.filesystem.pipe_file(self._path(key), data, mode="create")
+                    return True
+                except Exception:  # refusals have many types, and a lost answer may hide a success: what is there decides
+                    try:
+                        return bytes(self.filesystem.cat_file(self._path(key))) == data
+                    except FileNotFoundError:  # two creators may have collided, and neither won
+                        if not tries_left:
+                            raise
+        raise AssertionError
 
     def names(self, prefix: str) -> list[str]:
         with self._naming("list", prefix):
@@ -255,6 +264,8 @@ class RemoteObjects(Objects):
         with self._naming("list", prefix):
             found = self._list(self.filesystem.find, prefix)
         for path, info in found.items():
+            if info["type"] != "file":  # a server may remember a prefix whose objects are gone
+                continue
             yield Entry(path.removeprefix(f"{self.root}/"), info["size"], _modified(info))
 
     def remove(self, key: str) -> None:
@@ -316,6 +327,15 @@ def checked_key(key: str) -> str:
     if not _KEY.fullmatch(key):
         raise ValueError(f"{key!r} is not a name inside a store")
     return key
+
+
+def _range_bytes(part: Any) -> bytes:
+    """One answer of fsspec's `cat_ranges`; a range behind the object's end has no bytes, though servers call it an error."""
+    if isinstance(part, OSError) and part.errno == errno.EINVAL:
+        return b""
+    if isinstance(part, Exception):
+        raise part
+    return bytes(part)
 
 
 def _modified(info: dict[str, Any]) -> float:

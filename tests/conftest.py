@@ -8,6 +8,9 @@ import torch
 from transformers import LlamaConfig, LlamaModel
 
 from extract.models import BUILTIN, Model, find_model
+from tests.s3 import s3_server
+
+__all__ = ["s3_server"]
 
 _GOEMOTIONS = Path(__file__).resolve().parents[2] / "shared" / "data" / "goemotions"
 
