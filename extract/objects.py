@@ -126,7 +126,7 @@ class LocalObjects(Objects):
         return str(self.root / key)
 
     def at(self, prefix: str) -> "LocalObjects":
-        return LocalObjects(self._path(prefix))
+        return LocalObjects(self._below(prefix))
 
     def read(self, key: str) -> bytes:
         return self._path(key).read_bytes()
@@ -146,7 +146,7 @@ class LocalObjects(Objects):
             os.fsync(file.fileno())
 
     def settle(self, prefix: str) -> None:
-        top = self._path(prefix)
+        top = self._below(prefix)
         for directory in [Path(each) for each, _, _ in os.walk(top)]:
             durable.sync_directory(directory)
         while top != self.root:
@@ -161,16 +161,16 @@ class LocalObjects(Objects):
     def create(self, key: str, data: bytes) -> bool:
         path = self._path(key)
         durable.ensure_directory(path.parent)
-        return durable.create(path, data)
+        return durable.create(path, data) or path.read_bytes() == data
 
     def names(self, prefix: str) -> list[str]:
         try:
-            return sorted(path.name for path in self._path(prefix).iterdir())
+            return sorted(path.name for path in self._below(prefix).iterdir())
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def entries(self, prefix: str) -> Iterator[Entry]:
-        for directory, _, names in os.walk(self._path(prefix)):
+        for directory, _, names in os.walk(self._below(prefix)):
             for name in names:
                 path = Path(directory, name)
                 with contextlib.suppress(FileNotFoundError):  # a writer may be at work
@@ -193,7 +193,10 @@ class LocalObjects(Objects):
             probe.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
-        return self.root / checked_key(key) if key else self.root
+        return self.root / checked_key(key)
+
+    def _below(self, prefix: str) -> Path:
+        return self._path(prefix) if prefix else self.root
 
 
 @dataclass(frozen=True)
@@ -208,10 +211,10 @@ class RemoteObjects(Objects):
     readers = 16
 
     def url(self, key: str = "") -> str:
-        return str(self.filesystem.unstrip_protocol(self._path(key)))
+        return str(self.filesystem.unstrip_protocol(self._below(key)))
 
     def at(self, prefix: str) -> "RemoteObjects":
-        return RemoteObjects(self.filesystem, self._path(prefix))
+        return RemoteObjects(self.filesystem, self._below(prefix))
 
     def read(self, key: str) -> bytes:
         with self._naming("read", key):
@@ -241,17 +244,17 @@ class RemoteObjects(Objects):
 
     def create(self, key: str, data: bytes) -> bool:
         with self._naming("write", key):
-            for tries_left in reversed(range(_CREATE_TRIES)):
+            refusal = None
+            for _ in range(_CREATE_TRIES):
                 try:
                     self.filesystem.pipe_file(self._path(key), data, mode="create")
                     return True
-                except Exception:  # refusals have many types, and a lost answer may hide a success: what is there decides
-                    try:
-                        return bytes(self.filesystem.cat_file(self._path(key))) == data
-                    except FileNotFoundError:  # two creators may have collided, and neither won
-                        if not tries_left:
-                            raise
-        raise AssertionError
+                except Exception as error:  # refusals have many types, and a lost answer may hide a success
+                    refusal = error
+                with contextlib.suppress(FileNotFoundError):  # where two collided and neither won, nothing is there
+                    return bytes(self.filesystem.cat_file(self._path(key))) == data
+            assert refusal is not None
+            raise refusal
 
     def names(self, prefix: str) -> list[str]:
         with self._naming("list", prefix):
@@ -282,11 +285,14 @@ class RemoteObjects(Objects):
 
     def _list(self, listing: Any, prefix: str) -> Any:
         self.filesystem.invalidate_cache()
-        found = listing(self._path(prefix), detail=True)
+        found = listing(self._below(prefix), detail=True)
         return found if isinstance(found, dict) else {info["name"]: info for info in found}
 
     def _path(self, key: str) -> str:
-        return f"{self.root}/{checked_key(key)}" if key else self.root
+        return f"{self.root}/{checked_key(key)}"
+
+    def _below(self, prefix: str) -> str:
+        return self._path(prefix) if prefix else self.root
 
     @contextlib.contextmanager
     def _naming(self, verb: str, key: str) -> Iterator[None]:

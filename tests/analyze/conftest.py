@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from analyze.query import Run
+from extract.documents import Manifest, Receipt, now
 from extract.encoding import to_stored
 from extract.identity import Identity
-from extract.store import Manifest, Receipt, Store, StoredRun, now
+from extract.store import Store, StoredRun
 
 Columns = Mapping[str, Sequence[object]]
 
@@ -60,6 +61,7 @@ class Plant:
             width=width,
             rows_per_shard=rows_per_shard,
             token_budget=4096,
+            compression="none",
             tables=(),
             model="planted",
             template="raw",
@@ -83,6 +85,7 @@ def _write_shard(stored: StoredRun, shard: int, site: str, hidden: NDArray[np.fl
         Receipt(
             run_id=stored.run_id,
             shard=shard,
+            entry=0,
             start=start,
             stop=stop,
             attempt=attempt,

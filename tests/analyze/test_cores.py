@@ -57,7 +57,7 @@ def test_one_core_and_all_cores_give_the_same_bits(plant: Plant) -> None:
     rng = np.random.default_rng(0)
     labels = [str(label) for label in rng.permutation(np.arange(N_ROWS) % N_LABELS)]
     run = plant(rng.standard_normal((1, N_ROWS, WIDTH)).astype(np.float32), {"label": labels})
-    command = [sys.executable, "-c", _ON_ONE_CORE, str(run.stored.directory.parents[1]), run.run_id]
+    command = [sys.executable, "-c", _ON_ONE_CORE, run.stored.store_location, run.run_id]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True, timeout=120, check=True)
     threads, _, alone = done.stdout.partition("\n")
     assert threads == "1"

@@ -26,7 +26,7 @@ def run(plant: Plant) -> Run:
 
 
 def object_path(run: Run, shard: int, key: str) -> Path:
-    (path,) = run.stored.directory.glob(f"shards/{shard:06d}-*/resid.last/{key}")
+    (path,) = Path(run.stored.objects.url()).glob(f"shards/{shard:06d}-*/resid.last/{key}")
     return path
 
 
@@ -66,7 +66,7 @@ _wheres = st.sampled_from([None, "row = 17", "row >= 31"])
 def test_a_layer_object_that_is_not_what_was_written_is_refused_by_path_and_spoils_no_other(
     run: Run, data: st.DataObject, index: int, shard: int, how: str
 ) -> None:
-    path = object_path(run, shard, f"c/{index}/0/0")
+    path = object_path(run, shard, f"c.{index}.0.0")
     whole = path.read_bytes()
     if how == "flipped":
         changed: bytes | None = flipped(whole, data.draw(st.integers(0, 8 * len(whole) - 1)))
@@ -88,7 +88,7 @@ def test_a_layer_object_that_is_not_what_was_written_is_refused_by_path_and_spoi
 @pytest.mark.parametrize("index", range(3))
 @pytest.mark.parametrize("where", [None, "row = 17"])
 def test_an_emptied_or_removed_layer_object_is_refused_by_path(run: Run, index: int, where: str | None) -> None:
-    path = object_path(run, 1, f"c/{index}/0/0")
+    path = object_path(run, 1, f"c.{index}.0.0")
     for changed in (b"", None):
         with damaged(path, changed):
             refused(run, path, LAYERS[index], where)

@@ -227,7 +227,7 @@ def test_what_was_run_is_there_in_full(full: Path, run: Run) -> None:
     assert "40 tokens, 3 receipts" in text
     assert "--limit 40 --sites resid.last --layers all" in text
     assert "# what run fedcba9876543210 was continued with is not in this store" in text
-    assert f"affectome report {run.stored.directory.parents[1]} {run.run_id}" in text
+    assert f"affectome report {run.stored.store_location} {run.run_id}" in text
 
 
 def test_only_the_built_in_model_is_called_dequantised(full: Path, run: Run, tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_without_persistence_the_report_says_so_and_how_to_measure_it(run: Run, 
     (tmp_path / "persistence.png").write_bytes(b"of an earlier report")
     text = text_of(write_report(run, [new_probe()], [], new_projection(), tmp_path))
     assert "Persistence was not measured" in text
-    assert f"affectome persistence {run.stored.directory.parents[1]} {run.run_id}" in text
+    assert f"affectome persistence {run.stored.store_location} {run.run_id}" in text
     assert not (tmp_path / "persistence.png").exists()
     assert "half-life" not in text
 

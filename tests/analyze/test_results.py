@@ -40,7 +40,7 @@ def run(plant: Plant) -> Run:
 
 
 def kept_files(run: Run) -> list[Path]:
-    return [path for path in run.stored.directory.glob("analysis/*") if path.is_file()]
+    return [path for path in Path(run.stored.objects.url("analysis")).glob("*") if path.is_file()]
 
 
 def test_a_run_without_analyses_has_none(run: Run) -> None:

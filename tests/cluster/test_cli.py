@@ -67,7 +67,7 @@ def test_verify_ends_with_0_when_whole_and_1_when_not(store: tuple[Path, str], t
     assert (row["whole"], row["rows_whole"], row["receipts"], row["problems"]) == (True, 64, 4, [])
     damaged = tmp_path / "store"
     subprocess.run(["cp", "-r", location, damaged], check=True)
-    victim = next(damaged.glob("runs/*/shards/*/resid.last/c/2/0/0"))
+    victim = next(damaged.glob("runs/*/shards/*/resid.last/c.2.0.0"))
     victim.write_bytes(victim.read_bytes()[:-1])
     found = affectome("verify", damaged)
     assert found.returncode == 1

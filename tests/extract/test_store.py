@@ -70,7 +70,7 @@ def test_a_run_is_found_by_an_unambiguous_prefix_only(tiny_model: Model, tmp_pat
 
 def test_documents_are_readable_json_that_carries_its_own_digest(tiny_model: Model, tmp_path: Path) -> None:
     run = plan_run(Request(tiny_model.name, read_corpus("builtin").head(3)), str(tmp_path)).run
-    document = json.loads((run.directory / "run.json").read_text())
+    document = json.loads(run.objects.read("run.json"))
     assert document["run_id"] == run.run_id
     assert len(document["sha256"]) == 64
     assert document["identity"]["layers"] == [0, 1, 2, 3]
