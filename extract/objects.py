@@ -16,7 +16,7 @@ import secrets
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -119,6 +119,8 @@ class LocalObjects(Objects):
 
     root: Path
     """The directory."""
+    top: Path | None = None
+    """The directory it is a part of, up to which names are made durable; None for itself."""
     concurrency = max(2, min(8, os.cpu_count() or 1))
     readers = 2
 
@@ -126,7 +128,7 @@ class LocalObjects(Objects):
         return str(self.root / key)
 
     def at(self, prefix: str) -> "LocalObjects":
-        return LocalObjects(self._below(prefix))
+        return replace(self, root=self._below(prefix), top=self.top or self.root)
 
     def read(self, key: str) -> bytes:
         return self._path(key).read_bytes()
@@ -146,12 +148,12 @@ class LocalObjects(Objects):
             os.fsync(file.fileno())
 
     def settle(self, prefix: str) -> None:
-        top = self._below(prefix)
-        for directory in [Path(each) for each, _, _ in os.walk(top)]:
+        directory, top = self._below(prefix), self.top or self.root
+        for each, _, _ in os.walk(directory):
+            durable.sync_directory(Path(each))
+        while directory != top:
+            directory = directory.parent
             durable.sync_directory(directory)
-        while top != self.root:
-            top = top.parent
-            durable.sync_directory(top)
 
     def replace(self, key: str, data: bytes) -> None:
         path = self._path(key)
@@ -297,6 +299,8 @@ class RemoteObjects(Objects):
     @contextlib.contextmanager
     def _naming(self, verb: str, key: str) -> Iterator[None]:
         """Backends raise whatever they like; a user is told what could not be done, and where."""
+        if verb != "list":
+            checked_key(key)
         try:
             yield
         except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:

@@ -206,16 +206,13 @@ class StoredRun:
 
         for site, layout in layouts.items():
             assert arrays[site].shape == layout.shape, (site, arrays[site].shape, layout.shape)
-        pool = ThreadPoolExecutor(self.objects.concurrency)
         try:
-            written = tuple(pool.map(write, keys))
+            with ThreadPoolExecutor(self.objects.concurrency) as pool:
+                written = tuple(pool.map(write, keys))
             self.objects.settle(prefix)
         except BaseException:  # a full disk gets its space back; what a killed attempt leaves is nobody's
-            pool.shutdown(cancel_futures=True)
             self.objects.remove(prefix)
             raise
-        finally:
-            pool.shutdown(cancel_futures=True)
         return attempt, written
 
     def _write(self, key: str, parts: Sequence[Part]) -> StoredObject:
@@ -303,7 +300,7 @@ class Store:
             ValueError: the store has another version.
         """
         objects = open_objects(location)
-        if "runs" not in objects.names(""):
+        if not any(_RUN_NAME.fullmatch(name) for name in objects.names("runs")):
             return False
         try:
             _check_marker(objects)
@@ -312,13 +309,13 @@ class Store:
             return True
         return False
 
-    def directories(self) -> list[str]:
-        """Names that runs have or should have, sorted: a run whose manifest was lost is here too."""
-        return [name for name in self.objects.names("runs") if _RUN_NAME.fullmatch(name)]
-
     def run_ids(self) -> list[str]:
-        """Runs that have a manifest, sorted."""
-        return [run_id for run_id in self.directories() if self.objects.exists(f"runs/{run_id}/{RUN_FILE}")]
+        """Runs that have a manifest, or shards and so should have one, sorted.
+
+        A directory with neither is a creation that died or is going on, and means nothing yet.
+        """
+        ids = [name for name in self.objects.names("runs") if _RUN_NAME.fullmatch(name)]
+        return [run_id for run_id in ids if {RUN_FILE, "receipts"} & set(self.objects.names(f"runs/{run_id}"))]
 
     def run(self, prefix: str) -> StoredRun:
         """The run whose id starts with `prefix`.
@@ -329,14 +326,14 @@ class Store:
         return self._read(self.run_id(prefix))
 
     def run_id(self, prefix: str) -> str:
-        """The id that starts with `prefix`, of a run that has a manifest or should have.
+        """The id in `run_ids` that starts with `prefix`.
 
         Raises:
             ValueError: none or more than one starts so; the message names the choices.
         """
-        found = [run_id for run_id in self.directories() if run_id.startswith(prefix)]
+        found = [run_id for run_id in self.run_ids() if run_id.startswith(prefix)]
         if len(found) != 1 or not prefix:
-            choices = ", ".join(found or self.directories()) or "none yet"
+            choices = ", ".join(found or self.run_ids()) or "none yet"
             problem = f"{len(found)} runs start with {prefix!r}" if found else f"no run starts with {prefix!r}"
             raise ValueError(f"{problem} in {self.location}; runs: {choices}")
         return found[0]

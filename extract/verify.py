@@ -85,6 +85,7 @@ def verify(run: StoredRun, fast: bool = False, on_shards: Callable[[int], None] 
         if not fast:
             tables, tokens = _read_tables(run)
             problems += [Problem(None, sentence) for sentence in tables]
+        on_shards(run.n_shards - len(receipts))
         for receipt in receipts:
             sentences = _receipt_problems(run, receipt) if fast else _shard_problems(run, receipt, tokens, pool)
             problems += [Problem(receipt.shard, sentence) for sentence in sentences]

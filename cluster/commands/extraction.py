@@ -70,7 +70,7 @@ def runs(store: StoreArgument, as_json: JsonOption = False) -> None:
 
     opened = Store.open(store)
     rows, problems = [], []
-    for run_id in opened.directories():
+    for run_id in opened.run_ids():
         try:
             rows.append(_run_row(opened.run(run_id)))
         except ValueError as error:  # one damaged run must not hide the others
@@ -162,7 +162,7 @@ def gc(
 
 
 def _run_ids(store: "Store", prefix: str | None) -> list[str]:
-    return store.directories() if prefix is None else [store.run_id(prefix)]
+    return store.run_ids() if prefix is None else [store.run_id(prefix)]
 
 
 def _fail_with(problems: Sequence[str], where: str) -> None:
