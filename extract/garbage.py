@@ -7,6 +7,8 @@ Trusting age alone was rejected: a writer that sleeps for a day would commit a r
 keeps the work of writers that are alive: what was written lately is left alone.
 """
 
+import itertools
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from extract.durable import is_unfinished
 from extract.objects import Entry
 from extract.store import Store, StoredRun, attempt_prefix
 
+_ATTEMPT = re.compile(r"shards/(\d{6,})-[0-9a-f]{8}")
 GRACE_MINUTES = 60.0
 """How long after its last write an attempt is taken to be alive."""
 
@@ -38,8 +41,8 @@ class Leftover:
     @property
     def shard(self) -> int | None:
         """The shard that was attempted, if it is an attempt at one."""
-        kind, _, name = self.prefix.partition("/")
-        return int(name.partition("-")[0]) if kind == "shards" else None
+        match = _ATTEMPT.fullmatch(self.prefix)
+        return int(match[1]) if match else None
 
 
 def find_leftovers(store: Store, run_id: str) -> list[Leftover]:
@@ -48,6 +51,7 @@ def find_leftovers(store: Store, run_id: str) -> list[Leftover]:
     Raises:
         ValueError: the manifest or a receipt is damaged, so what they name is not known.
     """
+    store.run(run_id)
     objects = store.objects.at(f"runs/{run_id}")
     present = objects.clock()
     written = _by_attempt([*objects.entries("shards"), *objects.entries("tables")])
@@ -64,28 +68,37 @@ def remove_leftovers(store: Store, leftovers: Sequence[Leftover], grace_minutes:
     Returns:
         What was removed.
     """
+    dead = [leftover for leftover in leftovers if leftover.minutes >= grace_minutes]
+    at_work = {(leftover.run_id, leftover.shard) for leftover in leftovers if leftover.minutes < grace_minutes}
     removed = []
-    for leftover in leftovers:
-        if leftover.minutes < grace_minutes:
-            continue
-        run = store.run(leftover.run_id)
-        if leftover.shard is None or _condemn(run, leftover):
-            run.objects.remove(leftover.prefix)
-            removed.append(leftover)
+    for (run_id, shard), group in itertools.groupby(dead, key=lambda leftover: (leftover.run_id, leftover.shard)):
+        run = store.run(run_id)
+        winner = _settled(run, shard, spare=(run_id, shard) in at_work) if shard is not None else ""
+        for leftover in group if winner is not None else ():
+            if leftover.prefix != winner:
+                run.objects.remove(leftover.prefix)
+                removed.append(leftover)
     return removed
 
 
-def _condemn(run: StoredRun, leftover: Leftover) -> bool:
-    """Make sure that an attempt cannot be committed any more; False when it was, in the meantime."""
-    shard = leftover.shard
-    assert shard is not None
+def _settled(run: StoredRun, shard: int, spare: bool) -> str | None:
+    """Make sure that no attempt at a shard that was listed before can be committed any more.
+
+    Args:
+        spare: somebody is at work on the shard, who must not lose the entry he is going to write.
+
+    Returns:
+        The prefix of the attempt that the shard stands on, empty for none; None where nothing may be removed.
+    """
     while True:
         length = run.log_lengths().get(shard, 0)
         last = run.log_entry(shard, length - 1) if length else None
         if isinstance(last, Receipt):
-            return attempt_prefix(shard, last.attempt) != leftover.prefix
-        if run.void(shard, length, "gc removed an abandoned attempt"):
-            return True
+            return attempt_prefix(shard, last.attempt)
+        if spare:
+            return None
+        if run.void(shard, length, "gc removed abandoned attempts"):
+            return ""
 
 
 def _named(run: StoredRun) -> Iterator[str]:

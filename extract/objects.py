@@ -182,7 +182,7 @@ class LocalObjects(Objects):
     def remove(self, key: str) -> None:
         path = self._path(key)
         if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path, onerror=_unless_gone)
         else:
             path.unlink(missing_ok=True)
 
@@ -337,6 +337,12 @@ def checked_key(key: str) -> str:
     if not _KEY.fullmatch(key):
         raise ValueError(f"{key!r} is not a name inside a store")
     return key
+
+
+def _unless_gone(_function: object, _path: str, caught: tuple[type[BaseException], BaseException, object]) -> None:
+    """While a directory is removed, somebody else may remove it too."""
+    if not isinstance(caught[1], FileNotFoundError):
+        raise caught[1]
 
 
 def _range_bytes(part: Any) -> bytes:

@@ -155,7 +155,7 @@ class StoredRun:
         try:
             with self.objects.open(key) as opened, pyarrow.parquet.ParquetFile(opened, page_checksum_verification=True) as file:
                 return prompts_of(file.read_row_group(shard))
-        except (FileNotFoundError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException) as error:  # a page's wrong checksum is an OSError
             raise ValueError(f"{self.objects.url(key)} is missing or damaged: {error}; see affectome verify") from error
 
     def _table_entry(self, name: str) -> StoredObject:

@@ -8,7 +8,7 @@ Repairing takes back the receipts of damaged shards, so that the next launch doe
 place was rejected: what is computed again is known to be right.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +31,8 @@ class Problem:
     """The shard it spoils; None for the run's tables."""
     sentence: str
     """What is wrong, and where."""
+    missing: bool = False
+    """Whether the shard does not exist, so that there is nothing to take back."""
 
     def __str__(self) -> str:
         return self.sentence if self.shard is None else f"shard {self.shard}: {self.sentence}"
@@ -54,6 +56,8 @@ class Verdict:
     """Bytes read and compared."""
     problems: tuple[Problem, ...]
     """Empty when the run is whole."""
+    log_lengths: Mapping[int, int]
+    """How far each shard's log went when it was looked at; what was written later is not judged."""
 
     @property
     def whole(self) -> bool:
@@ -79,7 +83,8 @@ def verify(run: StoredRun, fast: bool = False, on_shards: Callable[[int], None] 
         on_shards: called with the number of shards checked, as they are checked.
     """
     with ThreadPoolExecutor(run.objects.concurrency) as pool:
-        found = list(_receipts(run, pool))
+        lengths = run.log_lengths()
+        found = list(_receipts(run, lengths, pool))
         receipts = [each for each in found if isinstance(each, Receipt)]
         problems = [each for each in found if isinstance(each, Problem)]
         if not fast:
@@ -99,6 +104,7 @@ def verify(run: StoredRun, fast: bool = False, on_shards: Callable[[int], None] 
         n_objects=0 if fast else sum(len(receipt.objects) for receipt in receipts),
         n_bytes=0 if fast else sum(receipt.n_bytes for receipt in receipts),
         problems=tuple(sorted(problems, key=lambda problem: -1 if problem.shard is None else problem.shard)),
+        log_lengths=lengths,
     )
 
 
@@ -109,31 +115,28 @@ def requeue(store: Store, run: StoredRun, verdict: Verdict) -> list[int]:
         The shards that the next launch will do because of it. Where tables were damaged the manifest is removed as well, and
         the launch writes both anew.
     """
-    lengths = run.log_lengths()
-    taken_back = [shard for shard in verdict.damaged_shards if shard in lengths]
-    for shard in taken_back:
-        run.void(shard, lengths[shard], "verify --repair found it damaged")
+    missing = {problem.shard for problem in verdict.problems if problem.missing}
+    for shard in verdict.damaged_shards:
+        if shard not in missing:  # whoever is doing a missing one now is to keep the entry he is going to write
+            run.void(shard, verdict.log_lengths[shard], "verify --repair found it damaged")
     if verdict.damaged_tables:
         store.forget_manifest(run.run_id)
     return verdict.damaged_shards
 
 
-def _receipts(run: StoredRun, pool: ThreadPoolExecutor) -> Iterator[Receipt | Problem]:
+def _receipts(run: StoredRun, lengths: Mapping[int, int], pool: ThreadPoolExecutor) -> Iterator[Receipt | Problem]:
     """The receipt of every shard, or what is wrong with it."""
-    lengths = run.log_lengths()
 
     def read(shard: int) -> Receipt | Problem:
         if shard not in lengths:
-            return Problem(shard, f"no receipt: {_rows(run, shard)} are missing")
+            return Problem(shard, f"no receipt: {_rows(run, shard)} are missing", missing=True)
         try:
             last = run.log_entry(shard, lengths[shard] - 1)
         except ValueError as error:
             return Problem(shard, str(error))
-        return (
-            last
-            if isinstance(last, Receipt)
-            else Problem(shard, f"taken back ({last.reason}): {_rows(run, shard)} are missing")
-        )
+        if isinstance(last, Receipt):
+            return last
+        return Problem(shard, f"taken back ({last.reason}): {_rows(run, shard)} are missing", missing=True)
 
     return pool.map(read, range(run.n_shards))
 
