@@ -88,6 +88,8 @@ class Receipt:
     """Name of the attempt that won, 8 hex digits."""
     objects: tuple[StoredObject, ...]
     """Everything the shard consists of."""
+    token_budget: int
+    """The manifest's, with which the rows were batched."""
     tokens: str
     """SHA-256 of the token ids and spans that were computed (extract.tokens.tokens_digest)."""
     n_tokens: int

@@ -46,6 +46,8 @@ def create(path: Path, data: bytes) -> bool:
             created = True
         except FileExistsError:  # over NFS a link may succeed and, asked again, report that it exists
             created = temporary.stat().st_nlink == 2
+        except FileNotFoundError:  # gc took a writer that slept for a dead one, and its unfinished object with it
+            return create(path, data)
     sync_directory(path.parent)
     return created
 

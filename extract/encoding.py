@@ -183,9 +183,10 @@ class Layout:
             row_offsets = None if offsets is None else tuple(offsets)
             dtype = str(array.attrs["stored_dtype"])
             layout = cls(array.shape, dtype, COMPRESSIONS[compressed], row_offsets, array.chunks[1])
+            as_written = layout.metadata
         except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
             raise ValueError(f"not the metadata of a stored array: {error}") from error
-        if layout.metadata != metadata:
+        if as_written != metadata:
             raise ValueError("not the metadata of an array as this version writes it")
         return layout
 

@@ -6,7 +6,7 @@ never see the tokenizer.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
@@ -87,7 +87,8 @@ def plan_run(request: Request, location: str) -> Plan:
     store = Store.open(location, create=True)
     run = store.find(identity)
     if run is None:
-        manifest = _manifest(request, identity, model, shape, prompts)
+        pinned = store.surviving_receipt(identity.run_id)
+        manifest = _manifest(_as_pinned(request, pinned), identity, model, shape, prompts)
         run = store.create_run(manifest, {"utterances": utterances, "tokens": _tokens(prompts)})
     _check_same_columns(run, utterances)
     return Plan(store, run, model)
@@ -121,6 +122,14 @@ def _manifest(request: Request, identity: Identity, model: Model, shape: Shape, 
     )
 
 
+def _as_pinned(request: Request, receipt: Receipt | None) -> Request:
+    """The request, cut and batched as the shards that a run without a manifest still has."""
+    if receipt is None:
+        return request
+    rows = receipt.start // receipt.shard if receipt.shard else receipt.n_rows
+    return replace(request, rows_per_shard=rows, token_budget=receipt.token_budget)
+
+
 def _rows_per_shard(identity: Identity, shape: Shape, prompts: Sequence[Prompt]) -> int:
     """As many rows as keep a shard, which is held in memory, near SHARD_BYTES."""
     tokens = offsets_of(prompts)[-1] / len(prompts)
@@ -139,7 +148,7 @@ def _check_choices(request: Request) -> None:
     ):
         if value not in choices:
             raise ValueError(f"{value!r} is no {name}; choose from {', '.join(choices)}")
-    if (request.rows_per_shard or 1) < 1 or request.token_budget < 1:
+    if (request.rows_per_shard is not None and request.rows_per_shard < 1) or request.token_budget < 1:
         raise ValueError("rows per shard and the token budget must be 1 or more")
 
 

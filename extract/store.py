@@ -10,6 +10,8 @@ committed (`gc`) is another entry of the same log, a void. A lock or a lease was
 lease wakes up and commits, while here it finds that the entry it was going to write is taken.
 """
 
+import contextlib
+import errno
 import io
 import json
 import re
@@ -100,10 +102,16 @@ class StoredRun:
             raise ValueError(f"receipt {self.objects.url(key)} is missing") from error
         except ValueError as error:
             raise ValueError(f"receipt {self.objects.url(key)} {error}; see affectome verify --repair") from error
-        rows = (document.start, document.stop) if isinstance(document, Receipt) else self.shard_rows(shard)
-        if (document.run_id, document.shard, document.entry, rows) != (self.run_id, shard, entry, self.shard_rows(shard)):
+        if (document.run_id, document.shard, document.entry) != (self.run_id, shard, entry):
             raise ValueError(f"receipt {self.objects.url(key)} is that of another shard; see affectome verify --repair")
+        if isinstance(document, Receipt) and not self._fits(document):
+            raise ValueError(f"receipt {self.objects.url(key)} is of shards cut otherwise; see affectome verify --repair")
         return document
+
+    def _fits(self, receipt: Receipt) -> bool:
+        """Whether a receipt was made with what the manifest pins."""
+        rows, budget = (receipt.start, receipt.stop), receipt.token_budget
+        return rows == self.shard_rows(receipt.shard) and budget == self.manifest.token_budget
 
     def receipt(self, shard: int) -> Receipt | None:
         """A shard's receipt, or None while the shard does not exist.
@@ -143,7 +151,11 @@ class StoredRun:
         Raises:
             ValueError: its bytes are not those the manifest names.
         """
-        return pyarrow.parquet.read_table(io.BytesIO(read_checked(self.objects, self._table_entry(name))))
+        try:
+            data = read_checked(self.objects, self._table_entry(name))
+        except ValueError as error:
+            raise ValueError(f"{error}; see affectome verify --repair") from error
+        return pyarrow.parquet.read_table(io.BytesIO(data))
 
     def prompts(self, shard: int) -> list[Prompt]:
         """The tokenized rows of a shard: one row group of tokens.parquet, whose pages carry checksums.
@@ -226,7 +238,13 @@ class StoredRun:
         Returns:
             False when that entry was taken: then what stands there counts, and this attempt's bytes are removed.
         """
-        created = self.objects.create(log_key(receipt.shard, receipt.entry), seal(LOG_ENTRY, receipt))
+        key = log_key(receipt.shard, receipt.entry)
+        try:
+            created = self.objects.create(key, seal(LOG_ENTRY, receipt))
+        except OSError as error:
+            if error.errno == errno.ENOSPC and not self.objects.exists(key):  # other failures may hide a success
+                self.objects.remove(attempt_prefix(receipt.shard, receipt.attempt))
+            raise
         if not created:
             self.objects.remove(attempt_prefix(receipt.shard, receipt.attempt))
         return created
@@ -351,6 +369,16 @@ class Store:
         run_id = identity.run_id
         return self._read(run_id) if self.objects.exists(f"runs/{run_id}/{RUN_FILE}") else None
 
+    def surviving_receipt(self, run_id: str) -> Receipt | None:
+        """A receipt of a run that lost its manifest, which says what was pinned; None where there is none."""
+        objects = self.objects.at(f"runs/{run_id}")
+        for name in reversed(objects.names("receipts")):
+            with contextlib.suppress(ValueError):
+                document = unseal(LOG_ENTRY, objects.read(f"receipts/{name}"))
+                if isinstance(document, Receipt):
+                    return document
+        return None
+
     def create_run(self, manifest: Manifest, tables: Mapping[str, pa.Table]) -> StoredRun:
         """Create a run, or return the one another process created first.
 
@@ -361,11 +389,15 @@ class Store:
         objects = self.objects.at(f"runs/{manifest.run_id}")
         prefix = f"tables/{secrets.token_hex(4)}"
         written = []
-        for name, table in sorted(tables.items()):
-            data = _parquet_bytes(table, manifest.rows_per_shard)
-            objects.write(f"{prefix}/{name}.parquet", [data])
-            written.append(StoredObject(f"{prefix}/{name}.parquet", len(data), sha256_hex(data)))
-        objects.settle(prefix)
+        try:
+            for name, table in sorted(tables.items()):
+                data = _parquet_bytes(table, manifest.rows_per_shard)
+                objects.write(f"{prefix}/{name}.parquet", [data])
+                written.append(StoredObject(f"{prefix}/{name}.parquet", len(data), sha256_hex(data)))
+            objects.settle(prefix)
+        except BaseException:
+            objects.remove(prefix)
+            raise
         if not objects.create(RUN_FILE, seal(MANIFEST, replace(manifest, tables=tuple(written)))):
             objects.remove(prefix)
         return self._read(manifest.run_id)

@@ -116,12 +116,13 @@ def requeue(store: Store, run: StoredRun, verdict: Verdict) -> list[int]:
         the launch writes both anew.
     """
     missing = {problem.shard for problem in verdict.problems if problem.missing}
-    for shard in verdict.damaged_shards:
-        if shard not in missing:  # whoever is doing a missing one now is to keep the entry he is going to write
-            run.void(shard, verdict.log_lengths[shard], "verify --repair found it damaged")
     if verdict.damaged_tables:
         store.forget_manifest(run.run_id)
-    return verdict.damaged_shards
+    return [  # whoever is doing a missing one now is to keep the entry he is going to write
+        shard
+        for shard in verdict.damaged_shards
+        if shard in missing or run.void(shard, verdict.log_lengths[shard], "verify --repair found it damaged")
+    ]
 
 
 def _receipts(run: StoredRun, lengths: Mapping[int, int], pool: ThreadPoolExecutor) -> Iterator[Receipt | Problem]:

@@ -79,6 +79,7 @@ def write_planted(run: StoredRun, shard: int, entry: int) -> Receipt:
         tokens=tokens_digest(prompts),
         n_tokens=sum(len(prompt.ids) for prompt in prompts),
         n_truncated=0,
+        token_budget=run.manifest.token_budget,
         device="none",
         host="none",
         seconds={},

@@ -95,9 +95,7 @@ def verify_runs(
     if repair and Store.restore_marker(store):
         note(f"wrote the lost or damaged affectome.json of {store} again")
     opened = Store.open(store)
-    chosen = []
-    problems: list[str] = []
-    repaired: list[str] = []
+    chosen, problems, done = [], [], []
     for run_id in _run_ids(opened, run):
         try:
             chosen.append(opened.run(run_id))
@@ -105,25 +103,18 @@ def verify_runs(
             problems.append(f"run {run_id}: {error}")
             if repair:
                 opened.forget_manifest(run_id)
-                repaired.append(
-                    f"run {run_id}: removed its damaged manifest; launch its extraction again, finished shards are kept"
-                )
+                done.append(f"run {run_id}: removed its damaged manifest; launching its extraction again writes it anew")
     with progress("verifying", sum(stored.n_shards for stored in chosen), "shards") as advance:
         verdicts = [verify(stored, fast, advance) for stored in chosen]
     print_rows(f"verified {store}", [_verdict_row(verdict) for verdict in verdicts], as_json)
     problems += [f"run {verdict.run_id}: {problem}" for verdict in verdicts for problem in verdict.problems]
-    for stored, verdict in zip(chosen, verdicts, strict=True) if repair else ():
-        shards = [str(shard) for shard in requeue(opened, stored, verdict)]
-        if verdict.damaged_tables:
-            repaired.append(f"run {verdict.run_id}: removed its manifest, because the tables it names are damaged")
-        if not verdict.whole:
-            repaired.append(
-                f"run {verdict.run_id}: launching its extraction again will do shards {', '.join(shards) or 'none'}"
-            )
-    for line in repaired:
-        problems.append(line)
-    remedy = "named above" if repair else "named above; take what is damaged back with --repair and launch the extraction again"
-    _fail_with(problems, f"in {store}, {remedy}")
+    for stored, verdict in zip(chosen, verdicts, strict=True):
+        if repair and not verdict.whole:
+            done.append(_what_was_repaired(verdict, requeue(opened, stored, verdict)))
+    for line in done:
+        note(line)
+    remedy = "" if repair else "; take what is damaged back with --repair and launch the extraction again"
+    _fail_with(problems, f"in {store}, named above{remedy}")
 
 
 def gc(
@@ -161,6 +152,12 @@ def gc(
         note(f"{len(dead):,} of {len(found):,} leftovers are dead, {n_bytes:,} bytes; --remove removes them")
 
 
+def _what_was_repaired(verdict: "Verdict", shards: Sequence[int]) -> str:
+    manifest = "; removed its manifest, because the tables it names are damaged" if verdict.damaged_tables else ""
+    again = f"will do shards {', '.join(map(str, shards))}" if shards else "will do no shard"
+    return f"run {verdict.run_id}: launching its extraction again {again}{manifest}; affectome gc then clears up"
+
+
 def _run_ids(store: "Store", prefix: str | None) -> list[str]:
     return store.run_ids() if prefix is None else [store.run_id(prefix)]
 
@@ -169,7 +166,7 @@ def _fail_with(problems: Sequence[str], where: str) -> None:
     for problem in problems:
         note(problem)
     if problems:
-        raise RuntimeError(f"{len(problems):,} problems {where}")
+        raise RuntimeError(f"{len(problems):,} problem{'s' if len(problems) > 1 else ''} {where}")
 
 
 def _what_was_done(plan: "Plan") -> str:

@@ -1,5 +1,6 @@
 """Runs with planted numbers: what is in the store is known exactly, so the analyses can be held against it."""
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,10 +35,17 @@ class Plant:
         stored_dtype: str = "float32",
         rows_per_shard: int = 1024,
         missing: Collection[int] = (),
+        lengths: Sequence[int] = (),
     ) -> Run:
-        """A run of `hidden`, (L, N, D) at `resid.last` or (L, N, O, D) at `resid.offset`, over utterances with `columns`."""
-        n_layers, n_rows, *_, width = hidden.shape
-        site = "resid.offset" if offsets else "resid.last"
+        """A run over utterances with `columns`.
+
+        Args:
+            hidden: (L, N, D) at `resid.last`; (L, N, O, D) at `resid.offset`, with `offsets`; or (L, T, D) at `resid.all`,
+                with `lengths`, the tokens of each utterance.
+        """
+        n_layers, n_entries, *_, width = hidden.shape
+        n_rows = len(lengths) or n_entries
+        site = "resid.offset" if offsets else "resid.all" if lengths else "resid.last"
         layers = layers or tuple(range(n_layers))
         identity = Identity(
             weights="sha256:" + "0" * 64,
@@ -73,14 +81,17 @@ class Plant:
         store = Store.open(str(self.factory.mktemp("store")), create=True)
         stored = store.create_run(manifest, {"utterances": utterances, "tokens": pa.table({"row": list(range(n_rows))})})
         for shard in sorted(set(range(stored.n_shards)) - set(missing)):
-            _write_shard(stored, shard, site, hidden)
+            _write_shard(stored, shard, site, hidden, lengths)
         return Run(stored)
 
 
-def _write_shard(stored: StoredRun, shard: int, site: str, hidden: NDArray[np.float32]) -> None:
+def _write_shard(stored: StoredRun, shard: int, site: str, hidden: NDArray[np.float32], lengths: Sequence[int]) -> None:
     start, stop = stored.shard_rows(shard)
-    values = to_stored(torch.from_numpy(hidden[:, start:stop].copy()), stored.manifest.identity.stored_dtype)
-    attempt, objects = stored.write_attempt(shard, {site: values})
+    bounds = list(itertools.accumulate(lengths, initial=0)) if lengths else list(range(stop + 1))
+    row_offsets = [bound - bounds[start] for bound in bounds[start : stop + 1]]
+    part = torch.from_numpy(hidden[:, bounds[start] : bounds[stop]].copy())
+    values = to_stored(part, stored.manifest.identity.stored_dtype)
+    attempt, objects = stored.write_attempt(shard, {site: values}, row_offsets)
     committed = stored.commit(
         Receipt(
             run_id=stored.run_id,
@@ -93,6 +104,7 @@ def _write_shard(stored: StoredRun, shard: int, site: str, hidden: NDArray[np.fl
             tokens="0" * 64,
             n_tokens=stop - start,
             n_truncated=0,
+            token_budget=stored.manifest.token_budget,
             device="none",
             host="none",
             seconds={},

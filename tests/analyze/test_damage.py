@@ -75,8 +75,13 @@ def test_a_layer_object_that_is_not_what_was_written_is_refused_by_path_and_spoi
     else:
         changed = whole + b"\0" if how == "longer" else None
     with damaged(path, changed):
-        for where in (None, f"row = {16 * shard + 3}"):
-            refused(run, path, LAYERS[index], where)
+        refused(run, path, LAYERS[index], None)
+        one = 16 * shard + 3
+        if how == "longer":  # its index is found at the place the receipt names: a few rows may be read, and are right
+            found = outcome(run, LAYERS[index], f"row = {one}")
+            assert str(path) in found if isinstance(found, str) else np.array_equal(found, HIDDEN[index, [one]])
+        else:
+            refused(run, path, LAYERS[index], f"row = {one}")
         other = (index + 1) % 3
         np.testing.assert_array_equal(run.hidden("resid.last", LAYERS[other]), HIDDEN[other])
         other_shard = 16 * ((shard + 1) % 3)
@@ -102,6 +107,15 @@ def outcome(run: Run, layer: int, where: str | None) -> NDArray[np.float32] | st
         return str(error)
 
 
+def refused_or_right(run: Run, directory: Path, where: str | None) -> None:
+    """Metadata of one digest is read once: what is damaged in one shard may be known from another, and then rightly."""
+    found = outcome(Run(run.stored), LAYERS[1], where)
+    if isinstance(found, str):
+        assert str(directory) in found
+    else:
+        np.testing.assert_array_equal(found, HIDDEN[1][run.utterances(where)["row"].to_numpy()])
+
+
 @settings(max_examples=20, deadline=None)
 @given(share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7) | st.none(), where=_wheres)
 @example(share=0, bit=None, where=None)
@@ -112,11 +126,7 @@ def test_damaged_metadata_of_an_array_is_refused_by_directory_or_leaves_the_numb
     whole = path.read_bytes()
     place = int(share * len(whole))
     with damaged(path, whole[:place] if bit is None else flipped(whole, 8 * place + bit)):
-        found = outcome(run, LAYERS[1], where)
-    if isinstance(found, str):
-        assert str(path.parent) in found
-    else:
-        np.testing.assert_array_equal(found, HIDDEN[1][run.utterances(where)["row"].to_numpy()])
+        refused_or_right(run, path.parent, where)
 
 
 @pytest.mark.parametrize(
@@ -127,10 +137,12 @@ def test_metadata_that_says_something_else_is_refused_by_directory(run: Run, bef
     whole = path.read_bytes()
     assert before in whole
     with damaged(path, whole.replace(before, after)):
-        refused(run, path.parent, LAYERS[1], None)
+        refused(Run(run.stored), path.parent, LAYERS[1], "row = 17")
+        refused_or_right(run, path.parent, None)
 
 
 def test_removed_metadata_is_refused_by_directory(run: Run) -> None:
     path = object_path(run, 1, "zarr.json")
     with damaged(path, None):
-        refused(run, path.parent, LAYERS[1], None)
+        refused(Run(run.stored), path.parent, LAYERS[1], "row = 17")
+        refused_or_right(run, path.parent, None)

@@ -111,6 +111,41 @@ def test_offset_sites_come_with_an_axis_of_offsets(plant: Plant) -> None:
     assert run.hidden("resid.offset", 0, "row < 0").shape == (0, 3, 4)
 
 
+LENGTHS = tuple(int(length) for length in np.random.default_rng(7).integers(1, 60, N_ROWS))
+"""Tokens of each utterance; at a width of 512 in float32 a chunk holds about 128 of them."""
+
+
+@pytest.fixture(scope="module")
+def of_tokens(plant: Plant) -> Known:
+    """A run of every token, in shards of several chunks."""
+    hidden = np.random.default_rng(1).standard_normal((2, sum(LENGTHS), 512)).astype(np.float32)
+    columns = {"n_tokens": LENGTHS, "label": [LABELS[row % 4] for row in range(N_ROWS)]}
+    return Known(plant(hidden, columns, layers=(0, 3), rows_per_shard=9, lengths=LENGTHS), hidden)
+
+
+@settings(max_examples=20, deadline=None)
+@given(condition=_conditions, index=st.integers(0, 1))
+@example(condition=("row >= 0", pc.field("row") >= 0), index=1)
+@example(condition=("row < 0", pc.field("row") < 0), index=0)
+def test_tokens_of_a_condition_are_those_of_its_rows_one_row_after_another(
+    of_tokens: Known, condition: Condition, index: int
+) -> None:
+    where, expression = condition
+    rows = of_tokens.run.utterances().filter(expression)["row"].to_pylist()
+    found = of_tokens.run.hidden_tokens("resid.all", (0, 3)[index], where)
+    bounds = np.cumsum([0, *LENGTHS])
+    expected = [of_tokens.hidden[index, bounds[row] : bounds[row + 1]] for row in rows]
+    assert found.row_offsets.tolist() == np.cumsum([0, *(len(part) for part in expected)]).tolist()
+    np.testing.assert_array_equal(found.hidden, np.concatenate([np.empty((0, 512), np.float32), *expected]))
+
+
+def test_a_site_read_with_the_other_function_is_refused_with_a_remedy(of_tokens: Known, known: Known) -> None:
+    with pytest.raises(ValueError, match=r"resid\.all keeps every token, .*; read it with hidden_tokens"):
+        of_tokens.run.hidden("resid.all", 0)
+    with pytest.raises(ValueError, match=r"resid\.last does not keep every token; read it with hidden"):
+        known.run.hidden_tokens("resid.last", known.run.layers[0])
+
+
 def outcome(run: Run, where: str) -> list[int] | str:
     """The rows, or the sentence that refuses the condition."""
     try:

@@ -2,15 +2,20 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from extract.corpus import read_corpus
 from extract.models import Model
+from extract.request import Request
+from extract.run import extract_missing, plan_run
 
 AFFECTOME = Path(sys.executable).with_name("affectome")
 
@@ -72,7 +77,80 @@ def test_verify_ends_with_0_when_whole_and_1_when_not(store: tuple[Path, str], t
     found = affectome("verify", damaged)
     assert found.returncode == 1
     assert str(victim.relative_to(damaged)) in found.stderr
-    assert found.stderr.splitlines()[-1].startswith("error: 1 problems")
+    assert found.stderr.splitlines()[-1].startswith("error: 1 problem ")
+
+
+def test_a_damaged_store_is_checked_repaired_and_finished_to_the_same_bytes(
+    store: tuple[Path, str], tiny_model: Model, corpus: Path, tmp_path: Path
+) -> None:
+    location = Path(shutil.copytree(store[0], tmp_path / "store"))
+    whole = data_objects(location)
+    next(location.glob("runs/*/shards/000002-*/resid.last/c.2.0.0")).unlink()
+    fast = affectome("verify", location, "--fast", "--json")
+    assert fast.returncode == 0, fast.stderr
+    (row,) = json.loads(fast.stdout)
+    assert (row["whole"], row["rows_whole"], row["objects"]) == (True, 64, 0)
+    (location / "affectome.json").unlink()
+    repaired = affectome("verify", location, "--repair")
+    assert repaired.returncode == 1
+    assert "wrote the lost or damaged affectome.json" in repaired.stderr
+    assert "launching its extraction again will do shards 2" in " ".join(repaired.stderr.split())
+    assert "taken back" in affectome("verify", location, "--fast").stderr
+    again = affectome("extract", "--model", tiny_model.name, "--corpus", corpus, "--store", location)
+    assert again.returncode == 0, again.stderr
+    assert affectome("verify", location).returncode == 0
+    assert data_objects(location) >= whole  # beside them lies what is left of the attempt that was damaged
+
+
+def data_objects(location: Path) -> set[tuple[str, str, bytes]]:
+    """Shard, name and bytes of everything in shards."""
+    return {
+        (path.parts[-3][:6], f"{path.parent.name}/{path.name}", path.read_bytes())
+        for path in location.glob("runs/*/shards/*/*/*")
+    }
+
+
+def test_a_damaged_manifest_does_not_hide_the_other_runs_and_is_repaired(
+    store: tuple[Path, str], tiny_model: Model, tmp_path: Path
+) -> None:
+    location, run_id = Path(shutil.copytree(store[0], tmp_path / "store")), store[1]
+    other = plan_run(Request(tiny_model.name, read_corpus("builtin").head(3)), str(location))
+    extract_missing(other)
+    victim = location / "runs" / other.run.run_id / "run.json"
+    victim.write_bytes(victim.read_bytes()[1:])
+    listed = affectome("runs", location, "--json")
+    assert listed.returncode == 1
+    assert [row["run"] for row in json.loads(listed.stdout)] == [run_id]
+    assert f"run {other.run.run_id}: manifest {victim} is damaged" in listed.stderr
+    repaired = affectome("verify", location, "--repair")
+    assert repaired.returncode == 1
+    assert f"run {other.run.run_id}: removed its damaged manifest; launch its extraction again" in repaired.stderr
+    launched = plan_run(Request(tiny_model.name, read_corpus("builtin").head(3)), str(location))
+    assert launched.tasks() == []  # finished shards are kept
+    assert affectome("verify", location).returncode == 0
+
+
+def test_gc_shows_what_dead_attempts_left_and_removes_it_and_leaves_recent_ones(
+    store: tuple[Path, str], tmp_path: Path
+) -> None:
+    location = Path(shutil.copytree(store[0], tmp_path / "store"))
+    before = data_objects(location)
+    shards = location / "runs" / store[1] / "shards"
+    for name, minutes in (("000001-0000dead", 90), ("000001-0000a11e", 1)):
+        (shards / name).mkdir()
+        (shards / name / "half").write_bytes(b"seven b")
+        os.utime(shards / name / "half", (time.time() - 60 * minutes,) * 2)
+    shown = affectome("gc", location, "--json")
+    assert shown.returncode == 0, shown.stderr
+    rows = {row["objects_of"]: (row["dead"], row["removed"]) for row in json.loads(shown.stdout)}
+    assert rows == {"shards/000001-0000dead": (True, False), "shards/000001-0000a11e": (False, False)}
+    assert "1 of 2 leftovers are dead, 7 bytes; --remove removes them" in shown.stderr
+    removed = affectome("gc", location, "--remove")
+    assert (removed.returncode, "removed 1 of 2 leftovers, 7 bytes" in removed.stderr) == (0, True)
+    assert (shards / "000001-0000a11e" / "half").exists()
+    assert not (shards / "000001-0000dead").exists()
+    assert data_objects(location) == before
+    assert affectome("verify", location, "--fast").returncode == 0
 
 
 def test_probe_says_what_it_left_out_and_prints_the_same_facts_as_json(store: tuple[Path, str]) -> None:

@@ -1,31 +1,41 @@
 """Hidden states to disk and back: every bit, every refusal, every damage."""
 
+import contextlib
+import itertools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
 
-from extract.encoding import STORED_DTYPES, UnfitValueError, Values, encode, open_array, to_float32, to_stored
+from extract.arrays import StoredArray
+from extract.documents import StoredObject
+from extract.encoding import (
+    COMPRESSIONS,
+    METADATA_KEY,
+    STORED_DTYPES,
+    Layout,
+    UnfitValueError,
+    Values,
+    is_finite,
+    to_float32,
+    to_stored,
+)
+from extract.identity import sha256_hex
+from extract.objects import LocalObjects
 
-_NAMES = ("layer", "row", "width")
 _shapes = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))
-_any_dtype = pytest.mark.parametrize("stored_dtype", STORED_DTYPES)
 
 _ALL_16_BITS = np.arange(1 << 16, dtype=np.uint16)
-
-
-def _write(directory: Path, values: Values, stored_dtype: str) -> Path:
-    for key, data in encode(values, stored_dtype, _NAMES).items():
-        path = directory / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return directory
 
 
 def _bits(values: NDArray[Any]) -> NDArray[Any]:
@@ -85,35 +95,102 @@ def test_float32_is_rounded_to_the_nearest_bfloat16_and_ties_go_to_even(values: 
     assert np.array_equal(to_stored(torch.from_numpy(values), "bfloat16"), nearest)
 
 
-@settings(deadline=None, max_examples=30)
-@given(values=_float32_arrays)
-def test_what_is_read_back_is_bit_for_bit_what_was_stored(
-    values: NDArray[np.float32], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    for stored_dtype in STORED_DTYPES:
-        limit = 65504 if stored_dtype == "float16" else 3e38
-        stored = to_stored(torch.from_numpy(np.clip(values, -limit, limit)), stored_dtype)
-        array = open_array(_write(tmp_path_factory.mktemp("array"), stored, stored_dtype))
-        read = np.asarray(array[...])
-        assert read.dtype == stored.dtype
-        assert np.array_equal(_bits(read), _bits(stored))
-        assert array.attrs["stored_dtype"] == stored_dtype
-        assert array.metadata.to_dict()["dimension_names"] == _NAMES
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """An array: its layout, and values of any bits."""
+
+    layout: Layout
+    values: Values
+
+    def objects(self) -> dict[str, bytes]:
+        """What the product writes."""
+        layers = {self.layout.key(index): b"".join(self.layout.encode(layer)) for index, layer in enumerate(self.values)}
+        return {METADATA_KEY: self.layout.metadata} | layers
 
 
-@_any_dtype
-@pytest.mark.parametrize("value", [0.0, -0.0])
-def test_an_array_of_nothing_but_zeros_keeps_its_signs_and_its_objects(value: float, stored_dtype: str, tmp_path: Path) -> None:
-    stored = to_stored(torch.full((2, 3, 4), value), stored_dtype)
-    assert set(encode(stored, stored_dtype, _NAMES)) == {"zarr.json", "c/0/0/0", "c/1/0/0"}
-    read = np.asarray(open_array(_write(tmp_path, stored, stored_dtype))[...])
-    assert np.array_equal(_bits(read), _bits(stored))
+def _filled(shape: tuple[int, ...], row_offsets: tuple[int, ...] | None, dtype: str, compression: str, what: str) -> Filled:
+    layout = Layout.plan(shape, dtype, compression, row_offsets)
+    raw = np.random.default_rng(0).integers(0, 256, (*shape[:-1], shape[-1] * layout.dtype.itemsize), np.uint8)
+    fill = {"bits": raw, "zeros": raw * 0, "few": raw & 1, "ones": raw | 255}[what]
+    return Filled(layout, fill.view(layout.dtype))
 
 
-@_any_dtype
-def test_equal_values_are_encoded_to_equal_bytes(stored_dtype: str) -> None:
-    stored = to_stored(torch.arange(24.0).reshape(2, 3, 4), stored_dtype)
-    assert encode(stored, stored_dtype, _NAMES) == encode(stored.copy(), stored_dtype, _NAMES)
+_offsets = st.lists(st.integers(1, 5), min_size=1, max_size=6).map(lambda lengths: (0, *itertools.accumulate(lengths)))
+_large = st.sampled_from([(1, 1025, 130), (2, 300, 512), (1, 70, 8, 512)])  # some chunks to a layer, the last one shorter
+_plain = _shapes | st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 4), st.integers(1, 5)) | _large
+_ragged = st.tuples(st.integers(1, 3), _offsets, st.integers(1, 9)).map(
+    lambda drawn: ((drawn[0], drawn[1][-1], drawn[2]), drawn[1])
+)
+_arrays = st.builds(
+    lambda place, *rest: _filled(*place, *rest),
+    st.tuples(_plain, st.none()) | _ragged,
+    st.sampled_from(STORED_DTYPES),
+    st.sampled_from(COMPRESSIONS),
+    st.sampled_from(["bits", "zeros", "few", "ones"]),
+)
+
+
+def _in_zarr(objects: dict[str, bytes], mode: Any) -> tuple[Any, dict[str, Any]]:
+    """The array as zarr-python opens it, and the objects of its store."""
+    buffers: dict[str, Any] = {key: default_buffer_prototype().buffer.from_bytes(data) for key, data in objects.items()}
+    return zarr.open_array(MemoryStore(buffers), mode=mode).with_config({"write_empty_chunks": True}), buffers
+
+
+@settings(deadline=None, max_examples=60)
+@given(array=_arrays)
+def test_every_byte_is_the_one_that_zarr_writes(array: Filled) -> None:
+    opened, buffers = _in_zarr({METADATA_KEY: array.layout.metadata}, "r+")
+    opened[...] = array.values
+    written_again = opened.metadata.to_buffer_dict(default_buffer_prototype())[METADATA_KEY].to_bytes()
+    assert written_again == array.layout.metadata
+    assert {key: buffer.to_bytes() for key, buffer in buffers.items()} == array.objects()
+
+
+@settings(deadline=None, max_examples=60)
+@given(array=_arrays)
+def test_zarr_and_the_product_read_bit_for_bit_what_was_written(array: Filled) -> None:
+    objects = array.objects()
+    opened, _ = _in_zarr(objects, "r")
+    read = np.asarray(opened[...])
+    assert read.dtype == array.values.dtype
+    assert np.array_equal(_bits(read), _bits(array.values))
+    assert opened.attrs["stored_dtype"] == array.layout.stored_dtype
+    assert opened.attrs.get("row_offsets") == (array.layout.row_offsets and list(array.layout.row_offsets))
+    entry = "row" if array.layout.row_offsets is None else "token"
+    assert opened.metadata.dimension_names == ("layer", entry, *["offset"] * (len(array.layout.shape) - 3), "width")
+    assert Layout.read(objects[METADATA_KEY]) == array.layout
+    for index, layer in enumerate(array.values):
+        pieces = list(array.layout.decode_object(objects[array.layout.key(index)]))
+        assert [first for first, _ in pieces] == list(range(0, len(layer), array.layout.chunk))
+        assert np.array_equal(_bits(np.concatenate([values for _, values in pieces])), _bits(layer))
+
+
+@settings(deadline=None, max_examples=60)
+@given(array=_arrays)
+def test_values_count_as_finite_when_all_of_them_are(array: Filled) -> None:
+    expected = np.isfinite(to_float32(array.values, array.layout.stored_dtype)).all()
+    assert is_finite(array.values, array.layout.stored_dtype) == expected
+
+
+@settings(deadline=None, max_examples=80)
+@given(array=_arrays, data=st.data())
+def test_a_flipped_bit_anywhere_in_an_object_is_refused(array: Filled, data: st.DataObject) -> None:
+    damaged = bytearray(array.objects()[array.layout.key(0)])
+    damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises(ValueError, match="checksum"):
+        list(array.layout.decode_object(bytes(damaged)))
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_every_flipped_bit_and_every_cut_of_a_small_object_is_refused(compression: str) -> None:
+    array = _filled((1, 3, 4), None, "bfloat16", compression, "bits")
+    whole = array.objects()[array.layout.key(0)]
+    flipped = [
+        whole[: bit // 8] + bytes([whole[bit // 8] ^ 1 << bit % 8]) + whole[bit // 8 + 1 :] for bit in range(8 * len(whole))
+    ]
+    for damaged in [*flipped, *(whole[:size] for size in range(len(whole)))]:
+        with pytest.raises(ValueError, match="checksum"):
+            list(array.layout.decode_object(damaged))
 
 
 @given(shape=_shapes, data=st.data(), stored_dtype=st.sampled_from(STORED_DTYPES), bfloat16=st.booleans())
@@ -133,62 +210,37 @@ def test_what_does_not_fit_is_refused_with_its_index(
     assert to_float32(to_stored(states, stored_dtype), stored_dtype)[index] == 65280.0
 
 
-def _two_chunks_a_layer(directory: Path) -> tuple[Path, Values]:
-    stored = to_stored(torch.randn(2, 300, 512, generator=torch.Generator().manual_seed(0)), "bfloat16")
-    return _write(directory, stored, "bfloat16"), stored
+@settings(deadline=None, max_examples=60)
+@given(array=_arrays, data=st.data())
+def test_changed_metadata_is_a_value_error_or_describes_another_array(array: Filled, data: st.DataObject) -> None:
+    changed = bytearray(array.layout.metadata)
+    place = data.draw(st.integers(0, len(changed) - 1))
+    changed[place] = data.draw(st.sampled_from(sorted(set(b'0123456789{}[]",: truefalsn\xff') - {changed[place]})))
+    with contextlib.suppress(ValueError):
+        assert Layout.read(bytes(changed)) != array.layout
 
 
-def test_any_flipped_bit_of_an_object_is_caught_on_reading(tmp_path: Path) -> None:
-    stored = to_stored(torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)), "bfloat16")
-    path = _write(tmp_path, stored, "bfloat16") / "c/1/0/0"
-    whole = path.read_bytes()
-    array = open_array(tmp_path)
-    for bit in range(8 * len(whole)):
-        damaged = bytearray(whole)
-        damaged[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="checksum"):
-            array[1]
-    path.write_bytes(whole)
-    assert np.array_equal(np.asarray(array[1]), stored[1])
+@pytest.mark.parametrize("metadata", [b"", b"{}", b"[]", b"null", b"\xff"])
+def test_what_is_no_metadata_is_refused_in_a_sentence(metadata: bytes) -> None:
+    with pytest.raises(ValueError, match="not the metadata of a stored array"):
+        Layout.read(metadata)
 
 
-@settings(deadline=None, max_examples=40)
-@given(data=st.data())
-def test_a_flipped_bit_of_a_large_object_is_caught_on_reading(
-    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    directory, _ = _two_chunks_a_layer(tmp_path_factory.mktemp("array"))
-    path = directory / data.draw(st.sampled_from(["c/0/0/0", "c/1/0/0"]))
-    damaged = bytearray(path.read_bytes())
-    damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    path.write_bytes(damaged)
-    with pytest.raises(ValueError, match="checksum"):
-        open_array(directory)[...]
-
-
-def test_reading_one_layer_does_not_look_at_the_objects_of_others(tmp_path: Path) -> None:
-    directory, stored = _two_chunks_a_layer(tmp_path)
-    (directory / "c/0/0/0").write_bytes(b"ruined")
-    assert np.array_equal(np.asarray(open_array(directory)[1]), stored[1])
-    with pytest.raises(ValueError, match="checksum"):
-        open_array(directory)[0]
-
-
-def test_reading_a_few_rows_does_not_look_at_chunks_of_others(tmp_path: Path) -> None:
-    directory, stored = _two_chunks_a_layer(tmp_path)
-    damaged = bytearray((directory / "c/0/0/0").read_bytes())
-    damaged[10] ^= 1  # in the first chunk, which holds 256 of the 300 rows
-    (directory / "c/0/0/0").write_bytes(damaged)
-    assert np.array_equal(np.asarray(open_array(directory)[0, 256:]), stored[0, 256:])
-    with pytest.raises(ValueError, match="checksum"):
-        open_array(directory)[0, :10]
-
-
-@pytest.mark.parametrize("metadata", [None, b"", b"{}", b"[]", b"null", b"\xff"])
-def test_a_directory_without_a_readable_array_is_a_value_error_that_names_it(metadata: bytes | None, tmp_path: Path) -> None:
-    if metadata is not None:
-        (tmp_path / "zarr.json").write_bytes(metadata)
-    with pytest.raises(ValueError, match="is not a readable array") as caught:
-        open_array(tmp_path)
-    assert str(tmp_path) in str(caught.value)
+def test_a_few_rows_are_read_without_a_look_at_other_chunks_or_layers(tmp_path: Path) -> None:
+    array = _filled((2, 300, 512), None, "bfloat16", "lz4", "few")
+    layout, chunk = array.layout, array.layout.chunk
+    objects, entries = LocalObjects(tmp_path), []
+    for index in range(2):
+        data = array.objects()[layout.key(index)]
+        entries.append(StoredObject(layout.key(index), len(data), sha256_hex(data)))
+        objects.write(layout.key(index), [bytes(11) + data[11:] if index else b"ruined"])  # the first chunk is damaged
+    stored = StoredArray(objects, "", layout, tuple(entries))
+    hidden = np.empty((300, 512), np.float32)
+    behind = np.arange(chunk, 300)[::7]
+    stored.read_entries(1, behind, hidden[: len(behind)])
+    assert np.array_equal(hidden[: len(behind)], to_float32(array.values[1, behind], "bfloat16"))
+    for index, wanted in ((1, np.array([3])), (1, np.array([3, 299])), (0, behind)):
+        with pytest.raises(ValueError, match=f"{layout.key(index)} is damaged: .*checksum.*--repair"):
+            stored.read_entries(index, wanted, hidden[: len(wanted)])
+        with pytest.raises(ValueError, match=f"{layout.key(index)} is damaged"):
+            stored.read_layer(index, hidden)

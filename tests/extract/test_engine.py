@@ -48,6 +48,8 @@ def expected(states_LTD: NDArray[np.float32], prompt: Prompt, position: str, off
         case "mean":
             mean = own.mean(axis=1)
             return mean
+        case "all":
+            return own
         case "prompt_last":
             return states_LTD[:, prompt.prompt_stop - 1]
         case "prompt_mean":
@@ -67,9 +69,10 @@ def test_every_layer_at_every_position_equals_plain_transformers(
     site = Site("resid", position)
     offsets = (0, 1, 4) if position == "offset" else ()
     pooled = tiny_engine.pool(continued, range(4), [site], offsets)[site].numpy()
-    for row, prompt in enumerate(continued):
-        reference = expected(reference_states(tiny_model, prompt), prompt, position, offsets)
-        np.testing.assert_allclose(pooled[:, row], reference, rtol=1e-4, atol=1e-5)
+    rows = [expected(reference_states(tiny_model, prompt), prompt, position, offsets) for prompt in continued]
+    reference = np.concatenate(rows, axis=1) if position == "all" else np.stack(rows, axis=1)
+    assert pooled.shape == reference.shape
+    np.testing.assert_allclose(pooled, reference, rtol=1e-4, atol=1e-5)
 
 
 def test_asking_for_fewer_layers_gives_the_same_numbers(tiny_model: Model, tiny_engine: Engine) -> None:

@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 
 from extract.corpus import read_corpus
+from extract.identity import FORMAT_VERSION
 from extract.models import Model
 from extract.request import Request
 from extract.run import plan_run
 from extract.store import Store
+
+_RUN_ID = "0123456789abcdef"
+_MARKER = '{"format":"affectome-store","version":%d}'
 
 
 def test_a_new_or_empty_directory_becomes_a_store(tmp_path: Path) -> None:
@@ -38,10 +42,15 @@ def test_reading_where_there_is_no_store_creates_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ('{"format": "affectome-store", "version": 2}', "format version 2, but this affectome reads up to 1; upgrade"),
-        ('{"format": "something", "version": 1}', "is damaged, or .* is not a store"),
-        ("[]", "is damaged"),
-        ("", "is damaged"),
+        (
+            _MARKER % (FORMAT_VERSION + 1),
+            f"version {FORMAT_VERSION + 1}, but .* reads up to {FORMAT_VERSION}; upgrade affectome",
+        ),
+        (_MARKER % (FORMAT_VERSION - 1), f"version {FORMAT_VERSION - 1}, which was never released; extract again"),
+        (_MARKER.replace("affectome", "another") % FORMAT_VERSION, "damaged, or .* is not a store; .* verify --repair"),
+        (_MARKER % FORMAT_VERSION + " ", "is missing or damaged"),
+        ("[]", "is missing or damaged"),
+        ("", "is missing or damaged"),
     ],
 )
 def test_a_newer_or_damaged_store_is_refused(tmp_path: Path, content: str, sentence: str) -> None:
@@ -50,9 +59,31 @@ def test_a_newer_or_damaged_store_is_refused(tmp_path: Path, content: str, sente
         Store.open(str(tmp_path), create=True)
 
 
-def test_a_remote_store_is_refused_in_a_sentence() -> None:
-    with pytest.raises(ValueError, match="this version keeps stores on local disks"):
-        Store.open("s3://bucket/store", create=True)
+def test_a_url_of_no_known_filesystem_is_refused_in_a_sentence() -> None:
+    with pytest.raises(ValueError, match=r"cannot open nowhere://bucket/store: .*nowhere"):
+        Store.open("nowhere://bucket/store", create=True)
+
+
+@pytest.mark.parametrize("lost", [None, b"", b"[]"])
+def test_a_lost_or_damaged_marker_is_restored_where_there_are_runs_and_only_there(tmp_path: Path, lost: bytes | None) -> None:
+    marker = tmp_path / "affectome.json"
+    Store.open(str(tmp_path), create=True)
+    whole = marker.read_bytes()
+    assert not Store.restore_marker(str(tmp_path))
+    marker.unlink() if lost is None else marker.write_bytes(lost)
+    assert not Store.restore_marker(str(tmp_path))
+    (tmp_path / "runs" / _RUN_ID).mkdir(parents=True)
+    assert Store.restore_marker(str(tmp_path))
+    assert marker.read_bytes() == whole
+    assert not Store.restore_marker(str(tmp_path))
+
+
+def test_a_marker_of_another_version_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "runs" / _RUN_ID).mkdir(parents=True)
+    (tmp_path / "affectome.json").write_text(_MARKER % (FORMAT_VERSION + 1))
+    with pytest.raises(ValueError, match="upgrade affectome"):
+        Store.restore_marker(str(tmp_path))
+    assert (tmp_path / "affectome.json").read_text() == _MARKER % (FORMAT_VERSION + 1)
 
 
 def test_a_run_is_found_by_an_unambiguous_prefix_only(tiny_model: Model, tmp_path: Path) -> None:
