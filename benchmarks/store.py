@@ -75,10 +75,20 @@ class CountingObjects(LocalObjects):
     touched: dict[str, int] = field(default_factory=dict, compare=False)
     """Bytes read of each key."""
 
+    @property
+    def data_bytes(self) -> int:
+        """Bytes read of shards."""
+        return sum(size for key, size in self.touched.items() if key.startswith("shards/"))
+
     def read(self, key: str) -> bytes:
         data = super().read(key)
         self.touched[key] = self.touched.get(key, 0) + len(data)
         return data
+
+    def read_into(self, key: str, buffer: NDArray[np.uint8]) -> int:
+        size = super().read_into(key, buffer)
+        self.touched[key] = self.touched.get(key, 0) + size
+        return size
 
     def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         parts = super().read_ranges(key, ranges)
@@ -136,12 +146,11 @@ def write_all(stored: StoredRun, plain: Path) -> Measured:
     for shard in range(stored.n_shards):
         values_LND = np.ascontiguousarray(whole_LND[:, : int(np.diff(stored.shard_rows(shard))[0])])
         ours.append(values_LND.nbytes / seconds(partial(write_shard, stored, shard, values_LND)))
-        theirs.append(values_LND.nbytes / seconds(partial(write_plain, plain / "shard", values_LND)))
+        theirs.append(values_LND.nbytes / seconds(partial(write_plain, plain / f"shard-{shard}", values_LND)))
     layer = whole_LND[0]
     with (plain / "layer").open("wb") as file:
         for _ in range(-(-stored.manifest.n_rows * WIDTH * 2 // layer.nbytes)):
             layer.tofile(file)
-    os.sync()
     return Measured("write shards, durably; limit: numpy.tofile + fsync", median(ours), median(theirs))
 
 
@@ -202,6 +211,9 @@ def reads(run: Run, plain: Path) -> list[Measured]:
         "read a layer, as float32": lambda: run.hidden(SITE, LAYER),
         "read a layer, zarr-python, as bits": lambda: read_with_zarr(run),
     }
+    for path in plain.glob("shard-*"):
+        path.unlink()
+    evict(paths)  # what was just written fills the memory that readers need
     run.hidden(SITE, 0)  # receipts and metadata are read once for a run
     for name, read in peers.items():
         for state in ("cold", "in memory"):
@@ -228,15 +240,15 @@ def touches(run: Run) -> list[str]:
     """What reading a layer and reading 100 rows touch."""
     counting = CountingObjects(Path(run.stored.objects.url()))
     watched = Run(StoredRun(counting, run.manifest))
-    watched.hidden(SITE, 0, "row = 0")  # receipts and metadata
+    watched.hidden(SITE, 0)  # receipts and metadata
     counting.touched.clear()
     watched.hidden(SITE, LAYER)
-    layer_bytes = sum(size for key, size in counting.touched.items() if key.startswith("shards/"))
+    layer_bytes = counting.data_bytes
     others = [key for key in counting.touched if key.startswith("shards/") and not key.endswith(f"/c.{LAYER}.0.0")]
     counting.touched.clear()
     rows = np.sort(np.random.default_rng(0).choice(run.manifest.n_rows, 100, replace=False))
     watched.hidden_rows(SITE, LAYER, rows)
-    few = sum(size for key, size in counting.touched.items() if key.startswith("shards/"))
+    few = counting.data_bytes
     return [
         f"a layer in full: {layer_bytes:,} bytes read, {len(others)} objects of other layers or metadata touched",
         f"100 random rows of a layer: {few:,} bytes read, {few / layer_bytes:.1%} of the layer's",
@@ -254,7 +266,7 @@ def answers(store: Path, run_id: str) -> list[str]:
         "planned a read and read a row in {time.perf_counter() - answered:.2f} s more')"
     )
     result = subprocess.run([sys.executable, "-c", program, store, run_id], capture_output=True, text=True, check=True)
-    command = [sys.executable, "-m", "affectome", "runs", str(store)]
+    command = [str(Path(sys.executable).with_name("affectome")), "runs", str(store)]
     took = seconds(lambda: subprocess.run(command, capture_output=True, check=True))
     return [result.stdout.strip(), f"affectome runs as a command, with Python's start and imports: {took:.2f} s"]
 

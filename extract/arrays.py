@@ -7,6 +7,8 @@ object for zeros and reads at a quarter of the speed (benchmarks/store.py).
 Shape suffixes: N entries (rows, or tokens of an `all` site), C entries of a chunk, D width.
 """
 
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +18,8 @@ from extract.documents import Receipt, StoredObject
 from extract.encoding import METADATA_KEY, Layout, Values, decode_into
 from extract.objects import Objects
 from extract.store import attempt_prefix, read_checked
+
+_kept = threading.local()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +32,8 @@ class StoredArray:
     """Where the array is in it."""
     layout: Layout
     """How its bytes lie."""
-    layers: tuple[StoredObject, ...] = field(repr=False)
-    """The object of each layer, by its position in the run's layers."""
+    entries: Mapping[str, StoredObject] = field(repr=False)
+    """The objects of its shard by path."""
 
     def read_layer(self, index: int, hidden: Values) -> None:
         """Read a whole layer.
@@ -41,15 +45,21 @@ class StoredArray:
         Raises:
             ValueError: the object is missing or damaged.
         """
-        entry = self.layers[index]
+        entry = self._entry(index)
         try:
-            data = self.objects.read(entry.path)
-            if len(data) != entry.size:
-                raise ValueError(f"it holds {len(data):,} bytes instead of {entry.size:,}")
-            for first, values in self.layout.decode_object(data):
+            buffer = _scratch(entry.size + 1)  # one more, to see an object that is too long
+            n_read = self.objects.read_into(entry.path, buffer)
+            if n_read != entry.size:
+                held = "more" if n_read > entry.size else f"{n_read:,}"
+                raise ValueError(f"it holds {held} bytes, not the {entry.size:,} that were written")
+            for first, values in self.layout.decode_object(buffer[:n_read]):
                 decode_into(hidden[first : first + len(values)], values, self.layout.stored_dtype)
         except (FileNotFoundError, ValueError) as error:
             raise self._problem(entry, error) from error
+
+    def expect_layer(self, index: int) -> None:
+        """Say that a layer will be read soon: a disk reads files of a megabyte one by one at a third of its speed."""
+        self.objects.expect(self._entry(index).path)
 
     def read_entries(self, index: int, entries_N: NDArray[np.int64], hidden: Values) -> None:
         """Read some entries of a layer, and no chunk that holds none of them.
@@ -62,7 +72,7 @@ class StoredArray:
         Raises:
             ValueError: the object is missing or damaged.
         """
-        entry, layout = self.layers[index], self.layout
+        entry, layout = self._entry(index), self.layout
         chunk_N = entries_N // layout.chunk
         chunks, begins = np.unique(chunk_N, return_index=True)
         ends = [*begins[1:].tolist(), len(entries_N)]
@@ -77,9 +87,20 @@ class StoredArray:
         except (FileNotFoundError, ValueError) as error:
             raise self._problem(entry, error) from error
 
+    def _entry(self, index: int) -> StoredObject:
+        return self.entries[f"{self.prefix}/{self.layout.key(index)}"]
+
     def _problem(self, entry: StoredObject, error: Exception) -> ValueError:
         what = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged: {error}"
         return ValueError(f"{self.objects.url(entry.path)} {what}; see affectome verify --repair")
+
+
+def _scratch(size: int) -> NDArray[np.uint8]:
+    """Memory for one object, kept by each thread for its next: fresh pages would cost as much as reading them."""
+    if getattr(_kept, "buffer", None) is None or len(_kept.buffer) < size:
+        _kept.buffer = np.empty(size, np.uint8)
+    buffer: NDArray[np.uint8] = _kept.buffer[:size]
+    return buffer
 
 
 def open_array(objects: Objects, receipt: Receipt, site: str, known: dict[str, Layout]) -> StoredArray:
@@ -100,5 +121,4 @@ def open_array(objects: Objects, receipt: Receipt, site: str, known: dict[str, L
             layout = known[metadata.sha256] = Layout.read(read_checked(objects, metadata))
         except ValueError as error:
             raise ValueError(f"{objects.url(prefix)}: {error}; see affectome verify --repair") from error
-    layers = tuple(entries[f"{prefix}/{layout.key(index)}"] for index in range(layout.shape[0]))
-    return StoredArray(objects, prefix, layout, layers)
+    return StoredArray(objects, prefix, layout, entries)

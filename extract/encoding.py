@@ -230,14 +230,14 @@ class Layout:
         values = raw.view(self.dtype).reshape(self.chunk, *self.shape[2:])
         return values[: self.shape[1] - number * self.chunk]
 
-    def decode_object(self, data: bytes) -> Iterator[tuple[int, Values]]:
+    def decode_object(self, data: Part) -> Iterator[tuple[int, Values]]:
         """The chunks of a whole object in order: each chunk's first entry, and its values.
 
         Raises:
             ValueError: a checksum does not fit.
         """
         whole = np.frombuffer(data, np.uint8)
-        for number, (offset, length) in enumerate(self.read_index(data[-self.index_bytes :]).tolist()):
+        for number, (offset, length) in enumerate(self.read_index(whole[-self.index_bytes :].tobytes()).tolist()):
             yield number * self.chunk, self.decode(whole[offset : offset + length], number)
 
     def _axes(self) -> tuple[str, ...]:

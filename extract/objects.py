@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
+import numpy as np
+from numpy.typing import NDArray
 
 from extract import durable
 from extract.durable import Part
@@ -48,7 +50,7 @@ class Objects(ABC):
     concurrency: int
     """How many requests at once keep it busy."""
     readers: int
-    """How many objects at once are best read, when the rest of reading is decoding."""
+    """How many objects at once are best read where each is decoded at once; threads cost more than they bring on a disk."""
 
     @abstractmethod
     def url(self, key: str = "") -> str:
@@ -61,6 +63,15 @@ class Objects(ABC):
     @abstractmethod
     def read(self, key: str) -> bytes:
         """The whole object."""
+
+    def read_into(self, key: str, buffer: NDArray[np.uint8]) -> int:
+        """Read an object into the beginning of a buffer, as much as fits; returns how many bytes that was."""
+        data = self.read(key)[: len(buffer)]
+        buffer[: len(data)] = np.frombuffer(data, np.uint8)
+        return len(data)
+
+    def expect(self, key: str) -> None:  # noqa: B027 - a hint, which a place may ignore
+        """Say that an object will be read whole soon."""
 
     @abstractmethod
     def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
@@ -121,8 +132,8 @@ class LocalObjects(Objects):
     """The directory."""
     top: Path | None = None
     """The directory it is a part of, up to which names are made durable; None for itself."""
-    concurrency = max(2, min(8, os.cpu_count() or 1))
-    readers = 2
+    concurrency = 4
+    readers = 1
 
     def url(self, key: str = "") -> str:
         return str(self.root / key)
@@ -132,6 +143,18 @@ class LocalObjects(Objects):
 
     def read(self, key: str) -> bytes:
         return self._path(key).read_bytes()
+
+    def read_into(self, key: str, buffer: NDArray[np.uint8]) -> int:
+        filled = 0
+        with self._path(key).open("rb", buffering=0) as file:
+            while size := file.readinto(buffer[filled:].data):
+                filled += size
+        return filled
+
+    def expect(self, key: str) -> None:
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(FileNotFoundError), self._path(key).open("rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
     def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         with self._path(key).open("rb", buffering=0) as file:
