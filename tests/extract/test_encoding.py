@@ -229,12 +229,14 @@ def test_what_is_no_metadata_is_refused_in_a_sentence(metadata: bytes) -> None:
 def test_a_few_rows_are_read_without_a_look_at_other_chunks_or_layers(tmp_path: Path) -> None:
     array = _filled((2, 300, 512), None, "bfloat16", "lz4", "few")
     layout, chunk = array.layout, array.layout.chunk
-    objects, entries = LocalObjects(tmp_path), []
+    objects = LocalObjects(tmp_path)
+    entries: dict[str, StoredObject] = {}
     for index in range(2):
         data = array.objects()[layout.key(index)]
-        entries.append(StoredObject(layout.key(index), len(data), sha256_hex(data)))
-        objects.write(layout.key(index), [bytes(11) + data[11:] if index else b"ruined"])  # the first chunk is damaged
-    stored = StoredArray(objects, "", layout, tuple(entries))
+        key = f"site/{layout.key(index)}"
+        entries[key] = StoredObject(key, len(data), sha256_hex(data))
+        objects.write(key, [bytes(11) + data[11:] if index else b"ruined"])  # the first chunk is damaged
+    stored = StoredArray(objects, "site", layout, entries)
     hidden = np.empty((300, 512), np.float32)
     behind = np.arange(chunk, 300)[::7]
     stored.read_entries(1, behind, hidden[: len(behind)])
