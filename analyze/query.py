@@ -50,6 +50,7 @@ class _Part:
 
     @property
     def whole(self) -> bool:
+        """Whether it is all there is of the shard."""
         return len(self.entries) == self.array.layout.shape[1]
 
     def expect(self, index: int) -> None:
@@ -134,7 +135,11 @@ class Run:
         return self.hidden_rows(site, layer, self._row_numbers(where), dtype)
 
     def hidden_rows(self, site: str, layer: int, rows: NDArray[np.int64], dtype: str = "float32") -> Values:
-        """As `hidden`, for ascending row numbers."""
+        """As `hidden`, for row numbers that ascend without repeats.
+
+        Raises:
+            ValueError: as in `hidden`; or the rows do not ascend, or the run has none of that number.
+        """
         if Site.parse(site).position == "all":
             raise ValueError(f"{site} keeps every token, so its rows differ in length; read it with hidden_tokens")
         return self._read(site, layer, rows, self._numpy_dtype(dtype))[0]
@@ -176,6 +181,8 @@ class Run:
 
     def _read(self, site: str, layer: int, rows: NDArray[np.int64], dtype: np.dtype[Any]) -> tuple[Values, NDArray[np.int64]]:
         """Hidden states of ascending rows, and how many entries of the array belong to each row."""
+        if len(rows) and (rows[0] < 0 or rows[-1] >= self.manifest.n_rows or (np.diff(rows) <= 0).any()):
+            raise ValueError(f"rows must ascend, without repeats, from 0 to {self.manifest.n_rows - 1:,} at most")
         receipts = self._receipts()
         index = self._layer_index(site, layer)
         shards, begins = np.unique(rows // self.manifest.rows_per_shard, return_index=True)

@@ -183,6 +183,7 @@ def write_shard(stored: StoredRun, shard: int, values_LND: NDArray[np.uint16]) -
             n_tokens=stop - start,
             n_truncated=0,
             token_budget=4096,
+            compression="none",
             device="cpu",
             host="bench",
             seconds={"write": 0.0},

@@ -90,6 +90,8 @@ class Receipt:
     """Everything the shard consists of."""
     token_budget: int
     """The manifest's, with which the rows were batched."""
+    compression: str
+    """The manifest's, with which the arrays were written."""
     tokens: str
     """SHA-256 of the token ids and spans that were computed (extract.tokens.tokens_digest)."""
     n_tokens: int

@@ -142,11 +142,12 @@ class LocalObjects(Objects):
         return replace(self, root=self._below(prefix), top=self.top or self.root)
 
     def read(self, key: str) -> bytes:
-        return self._path(key).read_bytes()
+        with _told_by_the_disk():
+            return self._path(key).read_bytes()
 
     def read_into(self, key: str, buffer: NDArray[np.uint8]) -> int:
         filled = 0
-        with self._path(key).open("rb", buffering=0) as file:
+        with _told_by_the_disk(), self._path(key).open("rb", buffering=0) as file:
             while size := file.readinto(buffer[filled:].data):
                 filled += size
         return filled
@@ -157,7 +158,7 @@ class LocalObjects(Objects):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
     def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        with self._path(key).open("rb", buffering=0) as file:
+        with _told_by_the_disk(), self._path(key).open("rb", buffering=0) as file:
             return [os.pread(file.fileno(), stop - start, start) for start, stop in ranges]
 
     def open(self, key: str) -> BinaryIO:
@@ -297,8 +298,13 @@ class RemoteObjects(Objects):
             yield Entry(path.removeprefix(f"{self.root}/"), info["size"], _modified(info))
 
     def remove(self, key: str) -> None:
-        with self._naming("remove", key), contextlib.suppress(FileNotFoundError):
-            self.filesystem.rm(self._path(key), recursive=True)
+        # One by one and by their very names: `rm` takes a `*` or a `[` in a store's own URL for a pattern, and s3fs says
+        # nothing of what a server refused to remove in bulk.
+        path = self._path(key)
+        with self._naming("remove", key):
+            for each in [*self._list(self.filesystem.find, key), path]:
+                with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+                    self.filesystem.rm_file(each)
 
     def clock(self) -> float:
         key = f".clock.{secrets.token_hex(4)}.tmp"
@@ -341,7 +347,7 @@ def open_objects(location: str) -> Objects:
         ValueError: no filesystem is known for the URL, or the package that knows it is not installed.
     """
     if "://" not in location or location.startswith(("file://", "local://")):
-        return LocalObjects(Path(location.removeprefix("file://").removeprefix("local://")).expanduser())
+        return LocalObjects(Path(location.removeprefix("file://").removeprefix("local://")).expanduser().absolute())
     try:
         filesystem, path = fsspec.core.url_to_fs(location, use_listings_cache=False)
     except ImportError as error:
@@ -360,6 +366,17 @@ def checked_key(key: str) -> str:
     if not _KEY.fullmatch(key):
         raise ValueError(f"{key!r} is not a name inside a store")
     return key
+
+
+@contextlib.contextmanager
+def _told_by_the_disk() -> Iterator[None]:
+    """A sector that cannot be read is damage, to be named and repaired like any other; no permission is not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise ValueError(f"the disk cannot read it: {error}") from error
+        raise
 
 
 def _unless_gone(_function: object, _path: str, caught: tuple[type[BaseException], BaseException, object]) -> None:

@@ -127,7 +127,7 @@ def _as_pinned(request: Request, receipt: Receipt | None) -> Request:
     if receipt is None:
         return request
     rows = receipt.start // receipt.shard if receipt.shard else receipt.n_rows
-    return replace(request, rows_per_shard=rows, token_budget=receipt.token_budget)
+    return replace(request, rows_per_shard=rows, token_budget=receipt.token_budget, compression=receipt.compression)
 
 
 def _rows_per_shard(identity: Identity, shape: Shape, prompts: Sequence[Prompt]) -> int:

@@ -85,6 +85,7 @@ def extract_shard(task: ShardTask, on_rows: Callable[[int], None] = lambda _: No
         attempt=attempt,
         objects=objects,
         token_budget=run.manifest.token_budget,
+        compression=run.manifest.compression,
         tokens=tokens_digest(prompts),
         n_tokens=sum(len(prompt.ids) for prompt in prompts),
         n_truncated=sum(prompt.truncated for prompt in prompts),

@@ -110,8 +110,9 @@ class StoredRun:
 
     def _fits(self, receipt: Receipt) -> bool:
         """Whether a receipt was made with what the manifest pins."""
-        rows, budget = (receipt.start, receipt.stop), receipt.token_budget
-        return rows == self.shard_rows(receipt.shard) and budget == self.manifest.token_budget
+        rows, made_with = (receipt.start, receipt.stop), (receipt.token_budget, receipt.compression)
+        pinned = (self.manifest.token_budget, self.manifest.compression)
+        return rows == self.shard_rows(receipt.shard) and made_with == pinned
 
     def receipt(self, shard: int) -> Receipt | None:
         """A shard's receipt, or None while the shard does not exist.
@@ -168,7 +169,7 @@ class StoredRun:
             with self.objects.open(key) as opened, pyarrow.parquet.ParquetFile(opened, page_checksum_verification=True) as file:
                 return prompts_of(file.read_row_group(shard))
         except (OSError, pa.ArrowException) as error:  # a page's wrong checksum is an OSError
-            raise ValueError(f"{self.objects.url(key)} is missing or damaged: {error}; see affectome verify") from error
+            raise ValueError(f"{self.objects.url(key)} cannot be read: {error}; see affectome verify") from error
 
     def _table_entry(self, name: str) -> StoredObject:
         return next(entry for entry in self.manifest.tables if entry.path.endswith(f"/{name}.parquet"))
@@ -375,7 +376,7 @@ class Store:
         for name in reversed(objects.names("receipts")):
             with contextlib.suppress(ValueError):
                 document = unseal(LOG_ENTRY, objects.read(f"receipts/{name}"))
-                if isinstance(document, Receipt):
+                if isinstance(document, Receipt) and document.run_id == run_id:
                     return document
         return None
 

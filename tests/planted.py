@@ -80,6 +80,7 @@ def write_planted(run: StoredRun, shard: int, entry: int) -> Receipt:
         n_tokens=sum(len(prompt.ids) for prompt in prompts),
         n_truncated=0,
         token_budget=run.manifest.token_budget,
+        compression=run.manifest.compression,
         device="none",
         host="none",
         seconds={},

@@ -103,7 +103,9 @@ def verify_runs(
             problems.append(f"run {run_id}: {error}")
             if repair:
                 opened.forget_manifest(run_id)
-                done.append(f"run {run_id}: removed its damaged manifest; launching its extraction again writes it anew")
+                done.append(
+                    f"run {run_id}: removed its manifest where it was there; launching its extraction again writes it anew"
+                )
     with progress("verifying", sum(stored.n_shards for stored in chosen), "shards") as advance:
         verdicts = [verify(stored, fast, advance) for stored in chosen]
     print_rows(f"verified {store}", [_verdict_row(verdict) for verdict in verdicts], as_json)
@@ -129,7 +131,12 @@ def gc(
     from extract.store import Store
 
     opened = Store.open(store)
-    found = [leftover for run_id in _run_ids(opened, run) for leftover in find_leftovers(opened, run_id)]
+    found, problems = [], []
+    for run_id in _run_ids(opened, run):
+        try:
+            found += find_leftovers(opened, run_id)
+        except ValueError as error:  # what a damaged run names is not known, so nothing of it is touched
+            problems.append(f"run {run_id}: {error}")
     removed = remove_leftovers(opened, found, older_than) if remove else []
     rows: list[Row] = [
         {
@@ -150,12 +157,13 @@ def gc(
         note(f"removed {len(removed):,} of {len(found):,} leftovers, {n_bytes:,} bytes")
     else:
         note(f"{len(dead):,} of {len(found):,} leftovers are dead, {n_bytes:,} bytes; --remove removes them")
+    _fail_with(problems, f"in {store}, named above; nothing of those runs was touched")
 
 
 def _what_was_repaired(verdict: "Verdict", shards: Sequence[int]) -> str:
     manifest = "; removed its manifest, because the tables it names are damaged" if verdict.damaged_tables else ""
     again = f"will do shards {', '.join(map(str, shards))}" if shards else "will do no shard"
-    return f"run {verdict.run_id}: launching its extraction again {again}{manifest}; affectome gc then clears up"
+    return f"run {verdict.run_id}: launching its extraction again {again}{manifest}; after that launch, affectome gc clears up"
 
 
 def _run_ids(store: "Store", prefix: str | None) -> list[str]:

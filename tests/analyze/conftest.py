@@ -105,6 +105,7 @@ def _write_shard(stored: StoredRun, shard: int, site: str, hidden: NDArray[np.fl
             n_tokens=stop - start,
             n_truncated=0,
             token_budget=stored.manifest.token_budget,
+            compression=stored.manifest.compression,
             device="none",
             host="none",
             seconds={},

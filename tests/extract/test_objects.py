@@ -147,3 +147,13 @@ def test_a_path_that_a_file_blocks_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="file"):
         objects.create("file/inside", b"data")
     assert objects.names("file") == []
+
+
+def test_removing_takes_a_name_by_its_letters_and_not_as_a_pattern() -> None:
+    filesystem = ExclusiveMemory()
+    for path in ("/st[ab]/x/1", "/sta/x/1", "/stb/x"):
+        filesystem.pipe_file(path, b"data")
+    RemoteObjects(filesystem, "/st[ab]").remove("x")
+    assert not filesystem.exists("/st[ab]/x/1")
+    assert filesystem.exists("/sta/x/1")
+    assert filesystem.exists("/stb/x")
