@@ -11,7 +11,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from extract.objects import Objects, open_objects
+from extract.objects import Objects, RemoteObjects, open_objects
 from extract.store import Store
 from tests.s3 import BUCKET, Faults, FaultyProxy, S3Server
 from tests.store_conformance import Around, StoreConformance
