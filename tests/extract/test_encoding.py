@@ -1,8 +1,8 @@
 """Hidden states to disk and back: every bit, every refusal, every damage."""
 
 import contextlib
-import json
 import itertools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
