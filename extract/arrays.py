@@ -1,8 +1,8 @@
 """Read hidden states of one site of one shard: a layer in full, or a few of its entries, and only the bytes that needs.
 
 Every byte that becomes a number was checked: the metadata against the digest in the receipt, chunks and indexes against
-their checksums, the object's length against the receipt. Reading through zarr-python was rejected: it takes a missing
-object for zeros and reads at a quarter of the speed (benchmarks/store.py).
+their checksums, and the length of an object that is read whole against the receipt. Reading through zarr-python was
+rejected: it takes a missing object for zeros and reads at less than a quarter of the speed (benchmarks/store.py).
 
 Shape suffixes: N entries (rows, or tokens of an `all` site), C entries of a chunk, D width.
 """

@@ -3,9 +3,9 @@
 zarr-python cannot hold bfloat16, so an array of `uint16` carries the bits and the attribute `stored_dtype` says so.
 float16 is refused where a value does not fit, because clipping or infinity would be a wrong number in silence.
 
-The bytes are zarr-python's own, to the last bit (a test compares them), but made and read here: through zarr a layer is
-copied four times and read at a quarter of the speed (benchmarks/store.py), and whoever writes can hash exactly what
-reaches the disk. Metadata does go through zarr.
+The bytes are zarr-python's own, to the last bit (a test compares them), but made and read here: through zarr a layer reads
+at less than a quarter of the speed (benchmarks/store.py), and here whoever writes can hash exactly what reaches the disk.
+Metadata does go through zarr.
 
 Shape suffixes: N entries of an array's second axis (rows, or tokens of an `all` site), C entries of a chunk.
 """
