@@ -5,9 +5,7 @@ chunk from Zarr, and only those chunks that hold an asked row at an asked layer.
 """
 
 import itertools
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +20,6 @@ from extract.encoding import Layout, Values, numpy_dtype
 from extract.sites import Site
 from extract.store import Store as StoredRuns
 from extract.store import StoredRun
-
-_AHEAD = 32
-"""Objects that are announced before they are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +47,6 @@ class _Part:
     def whole(self) -> bool:
         """Whether it is all there is of the shard."""
         return len(self.entries) == self.array.layout.shape[1]
-
-    def expect(self, index: int) -> None:
-        if self.whole:
-            self.array.expect_layer(index)
 
     def read(self, index: int, hidden: Values) -> None:
         if self.whole:
@@ -185,23 +176,18 @@ class Run:
             raise ValueError(f"rows must ascend, without repeats, from 0 to {self.manifest.n_rows - 1:,} at most")
         receipts = self._receipts()
         index = self._layer_index(site, layer)
-        shards, begins = np.unique(rows // self.manifest.rows_per_shard, return_index=True)
-        bounds = itertools.pairwise([*begins.tolist(), len(rows)])
-        pieces = [(receipts[shard], rows[begin:end]) for shard, (begin, end) in zip(shards, bounds, strict=True)]
-        with _side_by_side(self.stored.objects.readers) as each:
-            parts = list(each(lambda piece: self._part(site, *piece), pieces))
+        bounds = np.searchsorted(rows, [receipt.start for receipt in receipts] + [self.manifest.n_rows])
+        pieces = [
+            (receipt, rows[begin:end])
+            for receipt, (begin, end) in zip(receipts, itertools.pairwise(bounds.tolist()), strict=True)
+            if begin < end
+        ]
+        with ThreadPoolExecutor(self.stored.objects.readers) as pool:
+            parts = list(pool.map(lambda piece: self._part(site, *piece), pieces))
             hidden = np.empty((sum(len(part.entries) for part in parts), *self._entry_shape(site)), dtype)
             ends = itertools.accumulate(len(part.entries) for part in parts)
             places = [hidden[end - len(part.entries) : end] for part, end in zip(parts, ends, strict=True)]
-            for part in parts[:_AHEAD]:
-                part.expect(index)
-
-            def read(part: _Part, place: Values, later: _Part | None) -> None:
-                if later is not None:
-                    later.expect(index)
-                part.read(index, place)
-
-            list(each(read, parts, places, [*parts[_AHEAD:], *[None] * _AHEAD]))
+            list(pool.map(lambda part, place: part.read(index, place), parts, places))
         return hidden, np.concatenate([np.empty(0, np.int64), *(part.n_entries for part in parts)])
 
     def _part(self, site: str, receipt: Receipt, rows: NDArray[np.int64]) -> _Part:
@@ -232,16 +218,6 @@ class Run:
                 )
             self._whole[:] = receipts
         return tuple(self._whole)
-
-
-@contextmanager
-def _side_by_side(n_threads: int) -> Iterator[Any]:
-    """`map`, in as many threads; one is the caller's own, because handing work to another costs a third of the speed."""
-    if n_threads == 1:
-        yield map
-        return
-    with ThreadPoolExecutor(n_threads) as pool:
-        yield pool.map
 
 
 def _entries(layout: Layout, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -16,11 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -34,9 +36,10 @@ from analyze.query import Run, open_store
 from extract.documents import Manifest, Receipt, now
 from extract.identity import Identity
 from extract.objects import LocalObjects
+from extract.run import rows_per_shard
 from extract.store import Store, StoredRun
 
-LAYERS, WIDTH, ROWS_PER_SHARD = 31, 576, 1024
+LAYERS, WIDTH = 31, 576
 SITE = "resid.last"
 LAYER = 17
 
@@ -51,6 +54,14 @@ class Measured:
     """MB/s, median."""
     limit: float
     """MB/s of the plain way with as many bytes, median of the same run."""
+    share: float
+    """Median of the ratios of neighbours: a shared disk is slow for seconds, and then for both."""
+
+    @classmethod
+    def of(cls, what: str, ours: Sequence[float], limit: Sequence[float]) -> "Measured":
+        """From speeds in bytes/s, measured in turn."""
+        shares = [one / other for one, other in zip(ours, limit, strict=True)]
+        return cls(what, statistics.median(ours) / 1e6, statistics.median(limit) / 1e6, statistics.median(shares))
 
 
 @dataclass(frozen=True)
@@ -85,10 +96,11 @@ class CountingObjects(LocalObjects):
         self.touched[key] = self.touched.get(key, 0) + len(data)
         return data
 
-    def read_into(self, key: str, buffer: NDArray[np.uint8]) -> int:
-        size = super().read_into(key, buffer)
-        self.touched[key] = self.touched.get(key, 0) + size
-        return size
+    @contextmanager
+    def open_whole(self, key: str) -> Iterator[BinaryIO]:
+        with super().open_whole(key) as file:
+            self.touched[key] = self.touched.get(key, 0) + file.seek(0, os.SEEK_END)
+            yield file
 
     def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         parts = super().read_ranges(key, ranges)
@@ -122,8 +134,9 @@ def create(root: Path, n_rows: int) -> StoredRun:
     identity = Identity(
         "sha256:0", "0", "{{ text }}", "", "0", (SITE,), (), tuple(range(LAYERS)), "bfloat16", "bfloat16", "sdpa", False
     )
+    per_shard = rows_per_shard(n_rows, LAYERS * WIDTH * 2)
     manifest = Manifest(
-        identity.run_id, identity, n_rows, LAYERS - 1, WIDTH, ROWS_PER_SHARD, 4096, "none", (), "bench", "raw", "bench", now()
+        identity.run_id, identity, n_rows, LAYERS - 1, WIDTH, per_shard, 4096, "none", (), "bench", "raw", "bench", now()
     )
     texts = [f"utterance {row} says something of about this length" for row in range(n_rows)]
     utterances = pa.table({"row": range(n_rows), "utterance_id": [str(row) for row in range(n_rows)], "text": texts})
@@ -151,7 +164,7 @@ def write_all(stored: StoredRun, plain: Path) -> Measured:
     with (plain / "layer").open("wb") as file:
         for _ in range(-(-stored.manifest.n_rows * WIDTH * 2 // layer.nbytes)):
             layer.tofile(file)
-    return Measured("write shards, durably; limit: numpy.tofile + fsync", median(ours), median(theirs))
+    return Measured.of("write shards, durably; limit: numpy.tofile + fsync", ours, theirs)
 
 
 def write_without_fsync(stored: StoredRun, directory: Path) -> Measured:
@@ -163,7 +176,7 @@ def write_without_fsync(stored: StoredRun, directory: Path) -> Measured:
     for _ in range(9):
         with_it.append(values_LND.nbytes / seconds(lambda: durable.write_attempt(0, {SITE: values_LND})))
         without.append(values_LND.nbytes / seconds(lambda: volatile.write_attempt(0, {SITE: values_LND})))
-    return Measured("write shards, durably; limit: ours without fsync", median(with_it), median(without))
+    return Measured.of("write shards, durably; limit: ours without fsync", with_it, without)
 
 
 def write_shard(stored: StoredRun, shard: int, values_LND: NDArray[np.uint16]) -> None:
@@ -220,11 +233,11 @@ def reads(run: Run, plain: Path) -> list[Measured]:
         for state in ("cold", "in memory"):
             ours: list[float] = []
             limit: list[float] = []
-            for _ in range(5):
+            for _ in range(9):
                 for speeds, action in ((ours, read), (limit, lambda: np.fromfile(plain / "layer", np.uint16, n_bytes // 2))):
                     (evict if state == "cold" else load)([*of_layer, plain / "layer"])
                     speeds.append(n_bytes / seconds(action))
-            lines.append(Measured(f"{name}, {state}; limit: numpy.fromfile", median(ours), median(limit)))
+            lines.append(Measured.of(f"{name}, {state}; limit: numpy.fromfile", ours, limit))
     return lines
 
 
@@ -292,16 +305,11 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def median(bytes_per_s: Sequence[float]) -> float:
-    """Median speed in MB/s."""
-    return statistics.median(bytes_per_s) / 1e6
-
-
 def speed_table(lines: Sequence[Measured]) -> Table:
     """The speeds beside their limits."""
     table = Table("what", "MB/s", "limit MB/s", "share")
     for line in lines:
-        table.add_row(line.what, f"{line.speed:,.0f}", f"{line.limit:,.0f}", f"{line.speed / line.limit:.0%}")
+        table.add_row(line.what, f"{line.speed:,.0f}", f"{line.limit:,.0f}", f"{line.share:.0%}")
     return table
 
 

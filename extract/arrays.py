@@ -7,7 +7,6 @@ rejected: it takes a missing object for zeros and reads at less than a quarter o
 Shape suffixes: N entries (rows, or tokens of an `all` site), C entries of a chunk, D width.
 """
 
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,8 +17,6 @@ from extract.documents import Receipt, StoredObject
 from extract.encoding import METADATA_KEY, Layout, Values, decode_into
 from extract.objects import Objects
 from extract.store import attempt_prefix, read_checked
-
-_kept = threading.local()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +44,10 @@ class StoredArray:
         """
         entry = self._entry(index)
         try:
-            buffer = _scratch(entry.size + 1)  # one more, to see an object that is too long
-            n_read = self.objects.read_into(entry.path, buffer)
-            if n_read != entry.size:
-                held = "more" if n_read > entry.size else f"{n_read:,}"
-                raise ValueError(f"it holds {held} bytes, not the {entry.size:,} that were written")
-            for first, values in self.layout.decode_object(buffer[:n_read]):
-                decode_into(hidden[first : first + len(values)], values, self.layout.stored_dtype)
+            with self.objects.open_whole(entry.path) as file:
+                self.layout.read_object(file, entry.size, hidden)
         except (FileNotFoundError, ValueError) as error:
             raise self._problem(entry, error) from error
-
-    def expect_layer(self, index: int) -> None:
-        """Say that a layer will be read soon: a disk reads files of a megabyte one by one at a third of its speed."""
-        self.objects.expect(self._entry(index).path)
 
     def read_entries(self, index: int, entries_N: NDArray[np.int64], hidden: Values) -> None:
         """Read some entries of a layer, and no chunk that holds none of them.
@@ -78,7 +66,7 @@ class StoredArray:
         ends = [*begins[1:].tolist(), len(entries_N)]
         try:
             (tail,) = self.objects.read_ranges(entry.path, [(entry.size - layout.index_bytes, entry.size)])
-            places = layout.read_index(tail)[chunks].tolist()
+            places = layout.read_index(tail, entry.size)[chunks].tolist()
             read = self.objects.read_ranges(entry.path, [(offset, offset + length) for offset, length in places])
             for number, data, begin, end in zip(chunks.tolist(), read, begins.tolist(), ends, strict=True):
                 values = layout.decode(np.frombuffer(data, np.uint8), number)
@@ -93,14 +81,6 @@ class StoredArray:
     def _problem(self, entry: StoredObject, error: Exception) -> ValueError:
         what = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged: {error}"
         return ValueError(f"{self.objects.url(entry.path)} {what}; see affectome verify --repair")
-
-
-def _scratch(size: int) -> NDArray[np.uint8]:
-    """Memory for one object, kept by each thread for its next: fresh pages would cost as much as reading them."""
-    if getattr(_kept, "buffer", None) is None or len(_kept.buffer) < size:
-        _kept.buffer = np.empty(size, np.uint8)
-    buffer: NDArray[np.uint8] = _kept.buffer[:size]
-    return buffer
 
 
 def open_array(objects: Objects, receipt: Receipt, site: str, known: dict[str, Layout]) -> StoredArray:

@@ -12,10 +12,11 @@ Shape suffixes: N entries of an array's second axis (rows, or tokens of an `all`
 
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, BinaryIO
 
 import google_crc32c
 import numpy as np
@@ -208,15 +209,18 @@ class Layout:
         yield index.view(np.uint8).reshape(-1)
         yield _crc(index.view(np.uint8).reshape(-1))
 
-    def read_index(self, data: bytes) -> NDArray[np.uint64]:
-        """Offset and length of each chunk, (n_chunks, 2), from the end of an object.
+    def read_index(self, data: bytes, size: int) -> NDArray[np.uint64]:
+        """Offset and length of each chunk, (n_chunks, 2), from the end of an object of `size` bytes.
 
         Raises:
-            ValueError: its checksum does not fit.
+            ValueError: its checksum does not fit, or it points outside of the object.
         """
         if len(data) != self.index_bytes or _crc(data[:-_CRC_BYTES]) != data[-_CRC_BYTES:]:
             raise ValueError("the checksum of its index does not fit")
-        return np.frombuffer(data, _INDEX_DTYPE, self.n_chunks * 2).reshape(-1, 2)
+        index = np.frombuffer(data, _INDEX_DTYPE, self.n_chunks * 2).reshape(-1, 2)
+        if (index > size).any() or (index.sum(axis=1) > size).any():
+            raise ValueError("its index points outside of it")
+        return index
 
     def decode(self, chunk: NDArray[np.uint8], number: int) -> Values:
         """A chunk's values, (C, ...) or fewer at the end of the array, from its bytes.
@@ -225,21 +229,49 @@ class Layout:
             ValueError: its checksum does not fit.
         """
         data = chunk[:-_CRC_BYTES]
-        if len(chunk) < _CRC_BYTES or _crc(data) != chunk[-_CRC_BYTES:].tobytes():
-            raise ValueError(f"the checksum of its chunk {number} does not fit")
+        self._check(data, chunk[-_CRC_BYTES:].tobytes(), number)
         raw = data if self.compression == "none" else np.frombuffer(_BLOSC[self.compression].decode(data), np.uint8)
         values = raw.view(self.dtype).reshape(self.chunk, *self.shape[2:])
         return values[: self.shape[1] - number * self.chunk]
 
-    def decode_object(self, data: Part) -> Iterator[tuple[int, Values]]:
-        """The chunks of a whole object in order: each chunk's first entry, and its values.
+    def read_object(self, file: BinaryIO, size: int, hidden: Values) -> None:
+        """Read a whole layer from its object, chunk by chunk.
+
+        A chunk that needs no decoding is read to where it belongs. Any other goes through one buffer for all of them, which
+        stays in the processor's cache: both matter, because a disk's cache is about as fast as copying (benchmarks/store.py).
+
+        Args:
+            size: bytes that were written.
+            hidden: (N, ...), float32 or of the stored form's dtype; filled here.
 
         Raises:
-            ValueError: a checksum does not fit.
+            ValueError: the object has another size, or a checksum does not fit.
         """
-        whole = np.frombuffer(data, np.uint8)
-        for number, (offset, length) in enumerate(self.read_index(whole[-self.index_bytes :].tobytes()).tolist()):
-            yield number * self.chunk, self.decode(whole[offset : offset + length], number)
+        held = file.seek(0, os.SEEK_END)
+        if held != size:
+            raise ValueError(f"it holds {held:,} bytes, not the {size:,} that were written")
+        file.seek(max(0, size - self.index_bytes))
+        index = self.read_index(file.read(self.index_bytes), size)
+        buffer = np.empty(index[:, 1].max(), np.uint8)
+        for number, (offset, length) in enumerate(index.tolist()):
+            place = hidden[number * self.chunk : (number + 1) * self.chunk]
+            file.seek(offset)
+            if self._is_stored_as(place, length):
+                data = place.reshape(-1).view(np.uint8)
+                _fill(file, data)
+                self._check(data, file.read(_CRC_BYTES), number)
+            else:
+                _fill(file, buffer[:length])
+                decode_into(place, self.decode(buffer[:length], number), self.stored_dtype)
+
+    def _is_stored_as(self, place: Values, length: int) -> bool:
+        """Whether the bytes of a chunk are those of its values in memory."""
+        same = self.compression == "none" and place.dtype == self.dtype and place.flags.c_contiguous
+        return same and place.nbytes + _CRC_BYTES == length
+
+    def _check(self, data: Part, crc: bytes, number: int) -> None:
+        if _crc(data) != crc:
+            raise ValueError(f"the checksum of its chunk {number} does not fit")
 
     def _axes(self) -> tuple[str, ...]:
         entry = "row" if self.row_offsets is None else "token"
@@ -270,6 +302,12 @@ class Layout:
 
 
 _BLOSC = {"lz4": Blosc(cname="lz4", clevel=5, shuffle=Blosc.BITSHUFFLE)}
+
+
+def _fill(file: BinaryIO, buffer: NDArray[np.uint8]) -> None:
+    n_read = file.readinto(buffer.data)  # type: ignore[attr-defined]  # every file here has it
+    if n_read != len(buffer):
+        raise ValueError("it ends too early")
 
 
 def _crc(data: Part) -> bytes:

@@ -10,6 +10,7 @@ because other processes write to the same place.
 
 import contextlib
 import errno
+import io
 import os
 import re
 import secrets
@@ -22,8 +23,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
-import numpy as np
-from numpy.typing import NDArray
 
 from extract import durable
 from extract.durable import Part
@@ -50,7 +49,7 @@ class Objects(ABC):
     concurrency: int
     """How many requests at once keep it busy."""
     readers: int
-    """How many objects at once are best read where each is decoded at once; threads cost more than they bring on a disk."""
+    """How many objects at once are best read where each is decoded at once."""
 
     @abstractmethod
     def url(self, key: str = "") -> str:
@@ -64,22 +63,18 @@ class Objects(ABC):
     def read(self, key: str) -> bytes:
         """The whole object."""
 
-    def read_into(self, key: str, buffer: NDArray[np.uint8]) -> int:
-        """Read an object into the beginning of a buffer, as much as fits; returns how many bytes that was."""
-        data = self.read(key)[: len(buffer)]
-        buffer[: len(data)] = np.frombuffer(data, np.uint8)
-        return len(data)
-
-    def expect(self, key: str) -> None:  # noqa: B027 - a hint, which a place may ignore
-        """Say that an object will be read whole soon."""
-
     @abstractmethod
     def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Bytes from start to stop of each range; fewer where the object ends before."""
 
     @abstractmethod
     def open(self, key: str) -> BinaryIO:
-        """The object as a file to read and seek in."""
+        """The object as a file to read and seek in, for whoever needs a part of it."""
+
+    @contextlib.contextmanager
+    def open_whole(self, key: str) -> Iterator[BinaryIO]:
+        """The object as a file to read and seek in, for whoever needs all of it."""
+        yield io.BytesIO(self.read(key))
 
     @abstractmethod
     def write(self, key: str, parts: Sequence[Part]) -> None:
@@ -133,7 +128,7 @@ class LocalObjects(Objects):
     top: Path | None = None
     """The directory it is a part of, up to which names are made durable; None for itself."""
     concurrency = 4
-    readers = 1
+    readers = min(8, 1 + (os.cpu_count() or 1))  # one waits for the disk while the others decode
 
     def url(self, key: str = "") -> str:
         return str(self.root / key)
@@ -145,24 +140,17 @@ class LocalObjects(Objects):
         with _told_by_the_disk():
             return self._path(key).read_bytes()
 
-    def read_into(self, key: str, buffer: NDArray[np.uint8]) -> int:
-        filled = 0
-        with _told_by_the_disk(), self._path(key).open("rb", buffering=0) as file:
-            while size := file.readinto(buffer[filled:].data):
-                filled += size
-        return filled
-
-    def expect(self, key: str) -> None:
-        if hasattr(os, "posix_fadvise"):
-            with contextlib.suppress(FileNotFoundError), self._path(key).open("rb", buffering=0) as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-
     def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         with _told_by_the_disk(), self._path(key).open("rb", buffering=0) as file:
             return [os.pread(file.fileno(), stop - start, start) for start, stop in ranges]
 
     def open(self, key: str) -> BinaryIO:
         return self._path(key).open("rb")
+
+    @contextlib.contextmanager
+    def open_whole(self, key: str) -> Iterator[BinaryIO]:
+        with _told_by_the_disk(), self._path(key).open("rb", buffering=0) as file:
+            yield file
 
     def write(self, key: str, parts: Sequence[Part]) -> None:
         path = self._path(key)

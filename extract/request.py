@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from extract.corpus import Corpus
 
 DEFAULT_SITES = "resid.last,resid.mean"
-MOST_ROWS_PER_SHARD = 1024
+LEAST_ROWS_PER_SHARD = 256
+MOST_ROWS_PER_SHARD = 4096
+LEAST_SHARDS = 16
 SHARD_BYTES = 1 << 29
 DEFAULT_TOKEN_BUDGET = 4096
 
@@ -39,6 +41,6 @@ class Request:
     compression: str = "none"
     """How chunks are compressed, where the run is new: one of extract.encoding.COMPRESSIONS."""
     rows_per_shard: int | None = None
-    """Rows of a shard, where the run is new; without it, MOST_ROWS_PER_SHARD or as many as make about SHARD_BYTES."""
+    """Rows of a shard, where the run is new; without it, as extract.run.rows_per_shard says."""
     token_budget: int = DEFAULT_TOKEN_BUDGET
     """Most tokens of a batch, where the run is new."""

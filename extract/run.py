@@ -17,7 +17,7 @@ from extract.encoding import COMPRESSIONS, STORED_DTYPES
 from extract.engine import COMPUTE_DTYPES, Shape, default_device, engine, load_tokenizer, read_shape
 from extract.identity import Identity
 from extract.models import Model, find_model
-from extract.request import MOST_ROWS_PER_SHARD, SHARD_BYTES, Request
+from extract.request import LEAST_ROWS_PER_SHARD, LEAST_SHARDS, MOST_ROWS_PER_SHARD, SHARD_BYTES, Request
 from extract.shard import ShardTask, extract_shard
 from extract.sites import Site, parse_layers, parse_sites
 from extract.store import Store, StoredRun, through_parquet
@@ -111,7 +111,7 @@ def _manifest(request: Request, identity: Identity, model: Model, shape: Shape, 
         n_rows=request.corpus.n_rows,
         n_layers=shape.n_layers,
         width=shape.width,
-        rows_per_shard=request.rows_per_shard or _rows_per_shard(identity, shape, prompts),
+        rows_per_shard=request.rows_per_shard or rows_per_shard(len(prompts), _row_bytes(identity, shape, prompts)),
         token_budget=request.token_budget,
         compression=request.compression,
         tables=(),
@@ -130,14 +130,24 @@ def _as_pinned(request: Request, receipt: Receipt | None) -> Request:
     return replace(request, rows_per_shard=rows, token_budget=receipt.token_budget, compression=receipt.compression)
 
 
-def _rows_per_shard(identity: Identity, shape: Shape, prompts: Sequence[Prompt]) -> int:
-    """As many rows as keep a shard, which is held in memory, near SHARD_BYTES."""
+def rows_per_shard(n_rows: int, row_bytes: float) -> int:
+    """Rows of a shard where the user asks for no number.
+
+    Many, because a layer reads at the speed of the disk only from objects of some megabytes (benchmarks/store.py); fewer in
+    a small corpus, so that there is something to share out and little to do again; and never more than keep a shard, which
+    is held in memory, near SHARD_BYTES.
+    """
+    rows = min(MOST_ROWS_PER_SHARD, max(LEAST_ROWS_PER_SHARD, -(-n_rows // LEAST_SHARDS)))
+    return max(1, min(rows, int(SHARD_BYTES / row_bytes)))
+
+
+def _row_bytes(identity: Identity, shape: Shape, prompts: Sequence[Prompt]) -> float:
+    """Mean bytes that the store keeps of a row."""
     tokens = offsets_of(prompts)[-1] / len(prompts)
     kept = {"all": tokens, "offset": float(len(identity.offsets))}
     vectors = sum(kept.get(Site.parse(site).position, 1.0) for site in identity.sites)
     itemsize = 4 if identity.stored_dtype == "float32" else 2
-    row_bytes = vectors * len(identity.layers) * shape.width * itemsize
-    return max(1, min(MOST_ROWS_PER_SHARD, int(SHARD_BYTES / row_bytes)))
+    return vectors * len(identity.layers) * shape.width * itemsize
 
 
 def _check_choices(request: Request) -> None:

@@ -8,11 +8,13 @@ Repairing takes back the receipts of damaged shards, so that the next launch doe
 place was rejected: what is computed again is known to be right.
 """
 
+import io
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import pyarrow as pa
 
 from extract.corpus import texts_digest
@@ -209,11 +211,17 @@ def _object_problem(objects: Objects, layout: Layout | None, entry: StoredObject
     """What is wrong with the object of a layer; where its array's metadata is damaged, only its bytes are looked at."""
     try:
         data = read_checked(objects, entry)
-        if layout is not None and not all(is_finite(values, layout.stored_dtype) for _, values in layout.decode_object(data)):
+        if layout is not None and not _all_finite(layout, data):
             return f"{objects.url(entry.path)} holds values that are not finite"
     except ValueError as error:
         return str(error)
     return None
+
+
+def _all_finite(layout: Layout, data: bytes) -> bool:
+    values = np.empty(layout.shape[1:], layout.dtype)
+    layout.read_object(io.BytesIO(data), len(data), values)
+    return is_finite(values, layout.stored_dtype)
 
 
 def _layer_name(run: StoredRun, entry: StoredObject) -> str:

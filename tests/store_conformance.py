@@ -175,11 +175,12 @@ class StoreConformance:
     def test_an_opened_object_seeks(self, objects: Objects) -> None:
         data = np.random.default_rng(0).bytes(100_000)
         objects.write("a", [data])
-        with objects.open("a") as file:
-            assert file.seek(0, 2) == len(data)
-            for position in (99_990, 0, 50_000):
-                assert file.seek(position) == position
-                assert file.read(100) == data[position : position + 100]
+        for opened in (objects.open("a"), objects.open_whole("a")):
+            with opened as file:
+                assert file.seek(0, 2) == len(data)
+                for position in (99_990, 0, 50_000):
+                    assert file.seek(position) == position
+                    assert file.read(100) == data[position : position + 100]
         with objects.open("a") as file:
             assert file.read() == data
 
@@ -199,6 +200,7 @@ class StoreConformance:
             lambda: objects.read("absent/a"),
             lambda: objects.read_ranges("absent/a", [(0, 4), (4, 8)]),
             lambda: objects.open("absent/a"),
+            lambda: objects.open_whole("absent/a").__enter__(),
         ]
         for beside in ("other", "absen", "absent/ab", "absent/a2/x"):
             objects.write(beside, [b"here"])

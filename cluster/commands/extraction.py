@@ -33,7 +33,9 @@ def extract(
     compression: Annotated[str, typer.Option(help="none or lz4, where the run is new.")] = "none",
     rows_per_shard: Annotated[
         int | None,
-        typer.Option(help=f"Rows of a shard, where the run is new; without it, up to {MOST_ROWS_PER_SHARD:,} or 512 MiB."),
+        typer.Option(
+            help=f"Rows of a shard, where the run is new; without it, a sixteenth, up to {MOST_ROWS_PER_SHARD:,} or 512 MiB."
+        ),
     ] = None,
     token_budget: Annotated[int, typer.Option(help="Most tokens of a batch, where the run is new.")] = DEFAULT_TOKEN_BUDGET,
     as_json: JsonOption = False,
