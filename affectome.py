@@ -51,7 +51,7 @@ def extract(*, corpus: str, store: str, model: str = "smollm2-135m-instruct", **
         corpus: `builtin`, or a path or URL of a Parquet, JSONL or CSV file.
         store: the store's directory; made where there is nothing yet.
         model: name, directory or hub id.
-        options: further fields of extract.request.Request, such as `sites`, `layers`, `template`, `truncate`.
+        options: further fields of extract.request.Request, such as `sites`, `layers`, `template`, `system`, `truncate`.
 
     Raises:
         ValueError: something asked for cannot be; nothing was written.
@@ -74,7 +74,7 @@ def analyze(run: "Run", *, site: str = "resid.last", kind: str = "linear") -> "P
     """
     from analyze.probes import probe_layers
 
-    return probe_layers(run, site, run.layers, kind)
+    return probe_layers(run, site, run.layers_of(site), kind)
 
 
 def main() -> None:

@@ -122,6 +122,8 @@ def continued_request(run: Run, layer: int, passage: str, per_label: int, offset
         sites="resid.offset",
         layers=str(layer),
         template=manifest.template,
+        system=manifest.system,
+        date=manifest.date,
         continuation=f"\n\n{passage}",
         offsets=tuple(offsets),
         compute_dtype=manifest.identity.compute_dtype,

@@ -79,6 +79,10 @@ class Run:
         """Layers the run holds."""
         return self.manifest.identity.layers
 
+    def layers_of(self, site: str) -> tuple[int, ...]:
+        """Layers the run holds at one of its sites: what attention and MLP add has no layer 0, the final norm only the last."""
+        return self.stored.layers(site)
+
     @property
     def sites(self) -> tuple[str, ...]:
         """Sites the run holds."""
@@ -111,7 +115,7 @@ class Run:
 
         Args:
             site: such as `resid.last`.
-            layer: 0 for the embedding output, i for the output of block i.
+            layer: 0 for the embedding output, i for block i.
             where: as in `utterances`; the rows come in the same order.
             dtype: `float32`, or `stored` for the form that is kept, at half the memory for two-byte dtypes: bfloat16 comes as
                 its bits in uint16, for `torch.from_numpy(bits).view(torch.bfloat16)`.
@@ -199,12 +203,12 @@ class Run:
         return *offsets, self.manifest.width
 
     def _layer_index(self, site: str, layer: int) -> int:
-        name = str(Site.parse(site))
-        if name not in self.sites:
-            raise ValueError(f"run {self.run_id} does not hold {name}; it holds {', '.join(self.sites)}")
-        if layer not in self.layers:
-            raise ValueError(f"run {self.run_id} does not hold layer {layer}; it holds {_ranges(self.layers)}")
-        return self.layers.index(layer)
+        if str(Site.parse(site)) not in self.sites:
+            raise ValueError(f"run {self.run_id} does not hold {site}; it holds {', '.join(self.sites)}")
+        layers = self.layers_of(site)
+        if layer not in layers:
+            raise ValueError(f"run {self.run_id} does not hold layer {layer} of {site}; it holds {_ranges(layers)}")
+        return layers.index(layer)
 
     def _receipts(self) -> tuple[Receipt, ...]:
         """The receipt of every shard, read once when the run is complete."""

@@ -69,7 +69,7 @@ def _name(run: Run, result: ProbeResult | PersistenceResult) -> str:
     if isinstance(result, PersistenceResult):
         return f"persistence.{result.site}.{result.layer}.{result.kind}.{result.continued_run_id}.json"
     layers = tuple(entry.layer for entry in result.layers)
-    which = "all" if layers == run.layers else sha256_hex(canonical_json(layers))[:8]
+    which = "all" if layers == run.layers_of(result.site) else sha256_hex(canonical_json(layers))[:8]
     return f"probe.{result.site}.{which}.{result.kind}.json"
 
 

@@ -38,7 +38,8 @@ from extract.engine import Engine, default_device, load_tokenizer, plan_batches,
 from extract.models import BUILTIN, find_model
 from extract.request import DEFAULT_SITES, DEFAULT_TOKEN_BUDGET
 from extract.sites import parse_sites
-from extract.tokens import Prompt, Template, tokenize
+from extract.templates import Template
+from extract.tokens import Prompt, continued
 
 Row = dict[str, str | int | float | None]
 
@@ -110,7 +111,7 @@ def hidden_states(n_rows: int, dtype: str) -> list[Values]:
     shape, sites = read_shape(model), parse_sites(DEFAULT_SITES)
     texts = read_corpus("builtin").head(n_rows).table["text"].to_pylist()
     template = Template("raw", load_tokenizer(model))
-    prompts = [prompt for prompt in tokenize(template, texts, (), shape.context, True) if isinstance(prompt, Prompt)]
+    prompts = [prompt for prompt in continued(template.prompts(texts), (), shape.context, True) if isinstance(prompt, Prompt)]
     engine = Engine(model.directory, dtype, "sdpa", default_device())
     batches = list(plan_batches([len(prompt.ids) for prompt in prompts], DEFAULT_TOKEN_BUDGET))
     in_order = np.argsort(np.concatenate(batches))

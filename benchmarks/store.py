@@ -36,6 +36,7 @@ from analyze.query import Run, open_store
 from extract.documents import Manifest, Receipt, now
 from extract.identity import Identity
 from extract.objects import LocalObjects
+from extract.request import DEFAULT_DATE
 from extract.run import rows_per_shard
 from extract.store import Store, StoredRun
 
@@ -134,9 +135,22 @@ def create(root: Path, n_rows: int) -> StoredRun:
     identity = Identity(
         "sha256:0", "0", "{{ text }}", "", "0", (SITE,), (), tuple(range(LAYERS)), "bfloat16", "bfloat16", "sdpa", False
     )
-    per_shard = rows_per_shard(n_rows, LAYERS * WIDTH * 2)
     manifest = Manifest(
-        identity.run_id, identity, n_rows, LAYERS - 1, WIDTH, per_shard, 4096, "none", (), "bench", "raw", "bench", now()
+        run_id=identity.run_id,
+        identity=identity,
+        n_rows=n_rows,
+        n_layers=LAYERS - 1,
+        width=WIDTH,
+        rows_per_shard=rows_per_shard(n_rows, LAYERS * WIDTH * 2),
+        token_budget=4096,
+        compression="none",
+        tables=(),
+        model="bench",
+        template="raw",
+        system="",
+        date=DEFAULT_DATE,
+        corpus="bench",
+        created=now(),
     )
     texts = [f"utterance {row} says something of about this length" for row in range(n_rows)]
     utterances = pa.table({"row": range(n_rows), "utterance_id": [str(row) for row in range(n_rows)], "text": texts})

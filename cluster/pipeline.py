@@ -66,11 +66,11 @@ def persistence(run: Run, layer: int, passage_id: str, per_label: int, kind: str
 
 def report(run: Run, directory: Path) -> Path:
     """Write a run's report from the results kept with it; probes that are missing are made first."""
-    full = [kept for kept in results.probes(run) if tuple(entry.layer for entry in kept.layers) == run.layers]
+    full = [kept for kept in results.probes(run) if tuple(entry.layer for entry in kept.layers) == run.layers_of(kept.site)]
     sites = [site for site in run.sites if Site.parse(site).pooled]
     if not sites:
         raise ValueError(f"run {run.run_id} keeps no site with one vector for each utterance, such as resid.last, to report on")
-    full += [probe(run, site, run.layers, "linear") for site in sites if site not in {kept.site for kept in full}]
+    full += [probe(run, site, run.layers_of(site), "linear") for site in sites if site not in {kept.site for kept in full}]
     best = headline_probe(full)
     projection = project(run, best.site, best.best_layer, best.kind)
     return write_report(run, full, results.persistence(run), projection, directory)

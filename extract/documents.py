@@ -61,7 +61,11 @@ class Manifest:
     model: str
     """What the user called the model."""
     template: str
-    """What the user called the template."""
+    """What makes the prompts again: `raw`, `chat`, or Jinja that writes `{{ text }}`."""
+    system: str
+    """The system prompt; may be empty."""
+    date: str
+    """The day a chat template that writes the date was told, in ISO 8601."""
     corpus: str
     """What the user called the corpus."""
     created: str

@@ -7,12 +7,13 @@ every layer of every token and gives the last one after the final norm.
 Batches are right-padded. Under causal attention no real token sees a padded one, so no mask is passed; whether a
 model is causal is measured when it is loaded, not looked up, and one that is not gets a mask.
 
-Shape suffixes: B rows of a batch, T tokens, O offsets, D width, L layers.
+Shape suffixes: B rows of a batch, T tokens of the longest, N tokens of the batch with padding (B x T), S tokens that are
+read, O offsets, D width, L layers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
+from extract.anatomy import find_blocks, find_contributions, find_final_norm, first_tensor
 from extract.models import Model
+from extract.pooling import reader
 from extract.quiet import quiet_transformers
 from extract.sites import Site
 from extract.tokens import Prompt
@@ -49,11 +52,7 @@ def read_shape(model: Model) -> Shape:
     Raises:
         ValueError: the configuration is not one transformers knows, or it names no context.
     """
-    try:
-        config = AutoConfig.from_pretrained(model.directory, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"cannot read the configuration of {model.name}: {error}") from error
-    text = config.get_text_config()
+    text = _read_config(model).get_text_config()
     context = getattr(text, "max_position_embeddings", None)
     if context is None:
         raise ValueError(f"the configuration of {model.name} does not say how many tokens it reads; it is not supported yet")
@@ -73,6 +72,29 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
         raise ValueError(f"cannot load the tokenizer of {model.name}: {error}") from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
+
+
+def default_attention(model: Model) -> str:
+    """The attention implementation a model runs with where nobody asks: `sdpa`, or `eager` where it has no other (Gemma 2).
+
+    Raises:
+        ValueError: the configuration is not one transformers knows.
+    """
+    config = _read_config(model)
+    factory: Any = AutoModel
+    try:
+        with torch.device("meta"), quiet_transformers():
+            factory.from_config(config, attn_implementation="sdpa")
+    except ValueError:
+        return "eager"
+    return "sdpa"
+
+
+def _read_config(model: Model) -> Any:
+    try:
+        return AutoConfig.from_pretrained(model.directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"cannot read the configuration of {model.name}: {error}") from error
 
 
 def load_weights(directory: Path, dtype: torch.dtype, attention: str) -> Any:
@@ -105,7 +127,11 @@ def load_weights(directory: Path, dtype: torch.dtype, attention: str) -> Any:
 
 
 class _PassDone(Exception):  # noqa: N818 - not an error
-    """Ends a forward pass after the deepest layer asked for."""
+    """Ends a forward pass after the deepest state asked for."""
+
+
+Visit = Callable[[str, int, torch.Tensor], None]
+"""Called with a component, a layer and hidden_ND when they are computed."""
 
 
 class Engine:
@@ -132,6 +158,20 @@ class Engine:
         """Whether a token's state is independent of the tokens after it; measured below with the mask left out."""
         self.causal = self._measure_causality()
 
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks, L."""
+        return len(self._blocks)
+
+    def check_components(self, components: Iterable[str]) -> None:
+        """Make sure that the model has the components.
+
+        Raises:
+            ValueError: it has not, or where they are cannot be told.
+        """
+        for component in components:
+            self._modules(component)
+
     def pool(
         self, prompts: Sequence[Prompt], layers: Sequence[int], sites: Sequence[Site], offsets: Sequence[int] = ()
     ) -> dict[Site, torch.Tensor]:
@@ -139,48 +179,38 @@ class Engine:
 
         Args:
             prompts: rows of the batch, B of them, padded here to the longest.
-            layers: ascending layers, L of them.
-            sites: where to read.
+            layers: ascending layers.
+            sites: where to read; of each, the L of these layers that exist there (`Site.layers`).
             offsets: token offsets from the utterance's last token, O of them, for `offset` sites.
 
         Returns:
-            For each site a tensor (L, B, D), (L, B, O, D) for `offset`, or (L, T, D) for `all` with the rows' own tokens
+            For each site a tensor (L, B, D), (L, B, O, D) for `offset`, or (L, S, D) for `all` with the rows' own tokens
             one after another, on the engine's device: the compute dtype for single tokens, float32 for means.
         """
-        readers = {site: _reader(site, prompts, offsets, self.device) for site in sites}
+        longest = max(len(prompt.ids) for prompt in prompts)
+        begins_B = range(0, len(prompts) * longest, longest)
+        readers = [(site, reader(site, prompts, begins_B, offsets, self.device)) for site in sites]
+        wanted = {site.component: frozenset(site.layers(layers, self.n_layers)) for site in sites}
         pooled: dict[Site, list[torch.Tensor]] = {site: [] for site in sites}
 
-        def keep(hidden_BTD: torch.Tensor) -> None:
-            for site, read in readers.items():
-                pooled[site].append(read(hidden_BTD))
+        def keep(component: str, layer: int, hidden_ND: torch.Tensor) -> None:
+            for site, read in readers:
+                if site.component == component and layer in wanted[component]:
+                    pooled[site].append(read(hidden_ND))
 
-        self._forward(prompts, layers, keep)
-        assert all(len(states) == len(layers) for states in pooled.values()), "the model's forward pass skipped a block"
+        self._forward(prompts, wanted, keep)
+        for site, states in pooled.items():
+            assert len(states) == len(wanted[site.component]), "the model's forward pass skipped a block"
         return {site: torch.stack(states) for site, states in pooled.items()}
 
     @torch.inference_mode()
-    def _forward(self, prompts: Sequence[Prompt], layers: Sequence[int], keep: Any) -> None:
-        """Run the model, calling `keep` with each asked layer's hidden_BTD in ascending order."""
+    def _forward(self, prompts: Sequence[Prompt], wanted: Mapping[str, frozenset[int]], keep: Visit) -> None:
+        """Run the model on a padded batch, calling `keep` with what is wanted of it in the order of computation."""
         ids_BT, mask_BT = _pad(prompts, self.device)
-        wanted, deepest = frozenset(layers), max(layers)
-
-        def visit(layer: int, hidden_BTD: torch.Tensor) -> None:
-            if layer in wanted:
-                keep(hidden_BTD)
-            if layer == deepest:
-                raise _PassDone
-
-        def before_first(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            visit(0, args[0] if args else kwargs["hidden_states"])
-
-        def after(layer: int) -> Any:
-            return lambda _module, _args, output: visit(layer, output if isinstance(output, torch.Tensor) else output[0])
-
-        handles = [self._blocks[0].register_forward_pre_hook(before_first, with_kwargs=True)]
-        handles += [block.register_forward_hook(after(index)) for index, block in enumerate(self._blocks, start=1)]
         arguments: dict[str, Any] = {} if self.causal else {"attention_mask": mask_BT}
         if hasattr(self._model.config.get_text_config(), "use_cache"):
             arguments["use_cache"] = False
+        handles = self._listen(wanted, keep)
         try:
             self._model(input_ids=ids_BT, **arguments)
         except _PassDone:
@@ -188,6 +218,55 @@ class Engine:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _listen(self, wanted: Mapping[str, frozenset[int]], keep: Visit) -> list[Any]:
+        """Hooks that hand out what is wanted and end the pass behind the deepest of it."""
+        deepest = max(layer for layers in wanted.values() for layer in layers)
+        through_norm = bool(wanted.get("final_norm"))
+
+        def visit(component: str, layer: int, output: Any) -> None:
+            hidden = first_tensor(output)
+            assert hidden is not None, f"{component} of layer {layer} is no tensor"
+            keep(component, layer, hidden.reshape(-1, hidden.shape[-1]))
+
+        def after(component: str, layer: int) -> Any:
+            return lambda _module, _args, output: visit(component, layer, output)
+
+        def before_first(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            visit("resid", 0, args[0] if args else kwargs["hidden_states"])
+
+        def end(*_: Any) -> None:
+            raise _PassDone
+
+        parts = {component: self._modules(component) for component in wanted}  # may run the model, so before any hook is there
+        handles = []
+        if 0 in wanted.get("resid", ()):
+            handles.append(self._blocks[0].register_forward_pre_hook(before_first, with_kwargs=True))
+        for component, layers in wanted.items():
+            handles += [parts[component][layer].register_forward_hook(after(component, layer)) for layer in layers if layer]
+        if not through_norm:
+            block = self._blocks[max(deepest - 1, 0)]
+            handles.append(block.register_forward_hook(end) if deepest else block.register_forward_pre_hook(end))
+        return handles
+
+    @cache  # noqa: B019 - an engine lives as long as its process
+    def _modules(self, component: str) -> Mapping[int, nn.Module]:
+        """By layer, the modules whose output a component is."""
+        match component:
+            case "resid":
+                return dict(enumerate(self._blocks, start=1))
+            case "attn_out":
+                return {i: found.attention for i, found in enumerate(find_contributions(self._model), start=1)}
+            case "mlp_out":
+                return {i: found.mlp for i, found in enumerate(find_contributions(self._model), start=1)}
+            case "final_norm":
+                norm = find_final_norm(self._model)
+                if norm is None:
+                    raise ValueError(
+                        f"{type(self._model).__name__} has no norm after its last block, so there is no final_norm"
+                    )
+                return {self.n_layers: norm}
+        raise AssertionError(component)
 
     def _measure_causality(self) -> bool:
         """Change the last of four tokens and see whether the states of the first three move at all.
@@ -197,7 +276,8 @@ class Engine:
         states: list[torch.Tensor] = []
         for last in (3, 4):
             prompt = Prompt((1, 2, 1, last), 0, 4, 4)
-            self._forward([prompt], [len(self._blocks)], lambda hidden_BTD: states.append(hidden_BTD[0, :3].float()))
+            wanted = {"resid": frozenset({self.n_layers})}
+            self._forward([prompt], wanted, lambda _component, _layer, hidden_ND: states.append(hidden_ND[:3].float()))
         return torch.equal(states[0], states[1])
 
 
@@ -242,19 +322,6 @@ def plan_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int
         yield batch
 
 
-def find_blocks(model: Any) -> nn.ModuleList:
-    """The model's blocks in order.
-
-    Raises:
-        ValueError: there is no list of as many modules as the configuration has blocks.
-    """
-    n_layers = model.config.get_text_config().num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
-            return module
-    raise ValueError(f"cannot find the {n_layers} blocks of {type(model).__name__}; this architecture is not supported yet")
-
-
 def _pad(prompts: Sequence[Prompt], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask of a right-padded batch; what stands in the padding never matters, so it is 0."""
     longest = max(len(prompt.ids) for prompt in prompts)
@@ -264,54 +331,3 @@ def _pad(prompts: Sequence[Prompt], device: torch.device) -> tuple[torch.Tensor,
         ids_BT[row, : len(prompt.ids)] = prompt.ids
         mask_BT[row, : len(prompt.ids)] = 1
     return torch.from_numpy(ids_BT).to(device), torch.from_numpy(mask_BT).to(device)
-
-
-def _reader(site: Site, prompts: Sequence[Prompt], offsets: Sequence[int], device: torch.device) -> Any:
-    """The function from hidden_BTD to what one site keeps of it."""
-    match site.position:
-        case "mean":
-            return _mean_reader([(prompt.start, prompt.stop) for prompt in prompts], device)
-        case "prompt_mean":
-            return _mean_reader([(0, prompt.prompt_stop) for prompt in prompts], device)
-        case "first":
-            return _token_reader([[prompt.start] for prompt in prompts], device, squeeze=True)
-        case "last":
-            return _token_reader([[prompt.stop - 1] for prompt in prompts], device, squeeze=True)
-        case "prompt_last":
-            return _token_reader([[prompt.prompt_stop - 1] for prompt in prompts], device, squeeze=True)
-        case "offset":
-            return _token_reader(
-                [[prompt.stop - 1 + offset for offset in offsets] for prompt in prompts], device, squeeze=False
-            )
-        case "all":
-            return _span_reader([(prompt.start, prompt.stop) for prompt in prompts], device)
-    raise AssertionError(site)
-
-
-def _token_reader(positions: list[list[int]], device: torch.device, squeeze: bool) -> Any:
-    index_BO = torch.tensor(positions, device=device)
-    row_B1 = torch.arange(len(positions), device=device).unsqueeze(1)
-
-    def read(hidden_BTD: torch.Tensor) -> torch.Tensor:
-        states_BOD = hidden_BTD[row_B1, index_BO]
-        return states_BOD.squeeze(1) if squeeze else states_BOD
-
-    return read
-
-
-def _span_reader(spans: list[tuple[int, int]], device: torch.device) -> Any:
-    row_T = torch.cat([torch.full((stop - start,), row) for row, (start, stop) in enumerate(spans)]).to(device)
-    token_T = torch.cat([torch.arange(start, stop) for start, stop in spans]).to(device)
-    return lambda hidden_BTD: hidden_BTD[row_T, token_T]
-
-
-def _mean_reader(spans: list[tuple[int, int]], device: torch.device) -> Any:
-    start_B1, stop_B1 = torch.tensor(spans, device=device).unsqueeze(2).unbind(1)
-
-    def read(hidden_BTD: torch.Tensor) -> torch.Tensor:
-        token_T = torch.arange(hidden_BTD.shape[1], device=device)
-        inside_BT1 = ((token_T >= start_B1) & (token_T < stop_B1)).unsqueeze(2)
-        sum_BD = torch.where(inside_BT1, hidden_BTD.float(), 0.0).sum(dim=1)
-        return sum_BD / (stop_B1 - start_B1)
-
-    return read

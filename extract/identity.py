@@ -56,7 +56,7 @@ class Identity:
     tokenizer: str
     """SHA-256 of the tokenizer's files."""
     template: str
-    """Text of the template, in Jinja."""
+    """Text of the template, in Jinja, and what it renders to."""
     continuation: str
     """Text forced after every prompt; empty for none."""
     corpus: str

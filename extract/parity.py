@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from extract.engine import Engine, find_blocks, load_tokenizer, load_weights, plan_batches, read_shape
+from extract.anatomy import find_blocks, find_final_norm
+from extract.engine import Engine, default_attention, load_tokenizer, load_weights, plan_batches, read_shape
 from extract.models import Model
 from extract.sites import Site
-from extract.tokens import Prompt, Template
+from extract.templates import Template
+from extract.tokens import Prompt
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2}
 """Largest relative L2 error that passes: at worst for float32, at the median for bfloat16, which has heavy tails."""
@@ -62,7 +63,7 @@ def check_parity(
     """
     prompts = list(Template("raw", load_tokenizer(model)).prompts(texts))
     layers = range(read_shape(model).n_layers + 1)
-    engine = Engine(model.directory, dtype, "sdpa", device)
+    engine = Engine(model.directory, dtype, default_attention(model), device)
     ours_LBD = _engine_states(engine, prompts, layers)
     reference = _Reference(model, device)
     theirs = []
@@ -91,7 +92,7 @@ class _Reference:
         self._model = load_weights(model.directory, torch.float32, "eager")
         self._model.eval().to(device)
         self._device = device
-        self.final_norm = _find_final_norm(self._model)
+        self.final_norm = find_final_norm(self._model)
         """The norm after the last block, if the model has one."""
 
     @torch.inference_mode()
@@ -124,11 +125,6 @@ def _engine_states(engine: Engine, prompts: Sequence[Prompt], layers: Sequence[i
             shape = (len(layers), len(prompts), states_LBD.shape[-1])
             result.setdefault(site, np.empty(shape, np.float32))[:, batch] = states_LBD.float().cpu().numpy()
     return result
-
-
-def _find_final_norm(model: nn.Module) -> nn.Module | None:
-    named = [child for name, child in model.named_children() if "norm" in name or name == "ln_f"]
-    return named[-1] if named else None
 
 
 def _error(ours_BD: NDArray[np.float32], theirs_BD: NDArray[np.float32]) -> NDArray[np.float64]:

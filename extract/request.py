@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from extract.corpus import Corpus
 
 DEFAULT_SITES = "resid.last,resid.mean"
+DEFAULT_DATE = "2024-07-26"
+"""What a chat template that writes today's date is told, so that a run is the same on every day: Llama 3's own default."""
 LEAST_ROWS_PER_SHARD = 256
 MOST_ROWS_PER_SHARD = 4096
 LEAST_SHARDS = 16
@@ -25,7 +27,11 @@ class Request:
     layers: str = "all"
     """`all`, `8,16` or `0:12`."""
     template: str = "raw"
-    """A name from extract.tokens.TEMPLATES."""
+    """`raw`, `chat`, `few-shot`, a Jinja file, or Jinja that writes `{{ text }}` (extract.templates)."""
+    system: str = ""
+    """System prompt, for templates that have a place for one."""
+    date: str = DEFAULT_DATE
+    """The day that a chat template which writes the date is told, in ISO 8601."""
     continuation: str = ""
     """Text forced after every prompt."""
     offsets: tuple[int, ...] = ()
@@ -34,8 +40,8 @@ class Request:
     """Precision of the model: a key of extract.engine.COMPUTE_DTYPES."""
     stored_dtype: str = "bfloat16"
     """Precision of the store: one of extract.encoding.STORED_DTYPES."""
-    attention: str = "sdpa"
-    """Attention implementation of transformers."""
+    attention: str = "auto"
+    """Attention implementation of transformers; `auto` as extract.engine.default_attention says."""
     truncate: bool = False
     """Cut utterances too long for the model instead of refusing them."""
     compression: str = "none"

@@ -14,14 +14,15 @@ from transformers import PreTrainedTokenizerBase
 from extract.corpus import Corpus
 from extract.documents import Manifest, Receipt, now
 from extract.encoding import COMPRESSIONS, STORED_DTYPES
-from extract.engine import COMPUTE_DTYPES, Shape, default_device, engine, load_tokenizer, read_shape
+from extract.engine import COMPUTE_DTYPES, Shape, default_attention, default_device, engine, load_tokenizer, read_shape
 from extract.identity import Identity
 from extract.models import Model, find_model
 from extract.request import LEAST_ROWS_PER_SHARD, LEAST_SHARDS, MOST_ROWS_PER_SHARD, SHARD_BYTES, Request
 from extract.shard import ShardTask, extract_shard
 from extract.sites import Site, parse_layers, parse_sites
 from extract.store import Store, StoredRun, through_parquet
-from extract.tokens import Prompt, Template, offsets_of, tokenize
+from extract.templates import Template
+from extract.tokens import Prompt, continued, offsets_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +63,9 @@ def plan_run(request: Request, location: str) -> Plan:
     model = find_model(request.model)
     shape = read_shape(model)
     tokenizer = load_tokenizer(model)
-    template = Template(request.template, tokenizer)
+    template = Template(request.template, tokenizer, request.system, request.date)
     layers = parse_layers(request.layers, shape.n_layers)
-    sites = tuple(str(site) for site in parse_sites(request.sites))
+    sites = _checked_sites(request, layers, shape)
     prompts = _prompts(request, template, tokenizer, shape)
     identity = Identity(
         weights=model.weights_identity,
@@ -77,10 +78,11 @@ def plan_run(request: Request, location: str) -> Plan:
         layers=layers,
         compute_dtype=request.compute_dtype,
         stored_dtype=request.stored_dtype,
-        attention=request.attention,
+        attention=default_attention(model) if request.attention == "auto" else request.attention,
         truncate=request.truncate,
     )
     loaded = engine(model.directory, identity.weights, identity.compute_dtype, identity.attention, default_device())
+    loaded.check_components({Site.parse(site).component for site in sites})
     if request.continuation and not loaded.causal:
         raise ValueError(f"{model.name} reads in both directions: an utterance's state would contain the continuation")
     utterances = _utterances(request.corpus, prompts)
@@ -88,7 +90,7 @@ def plan_run(request: Request, location: str) -> Plan:
     run = store.find(identity)
     if run is None:
         pinned = store.surviving_receipt(identity.run_id)
-        manifest = _manifest(_as_pinned(request, pinned), identity, model, shape, prompts)
+        manifest = _manifest(_as_pinned(request, pinned), identity, model, template, shape, prompts)
         run = store.create_run(manifest, {"utterances": utterances, "tokens": _tokens(prompts)})
     _check_same_columns(run, utterances)
     return Plan(store, run, model)
@@ -103,7 +105,9 @@ def extract_missing(plan: Plan, on_rows: Callable[[int], None] = lambda _: None)
     return [extract_shard(task, on_rows) for task in plan.tasks()]
 
 
-def _manifest(request: Request, identity: Identity, model: Model, shape: Shape, prompts: Sequence[Prompt]) -> Manifest:
+def _manifest(
+    request: Request, identity: Identity, model: Model, template: Template, shape: Shape, prompts: Sequence[Prompt]
+) -> Manifest:
     """The manifest of a new run, still without its tables."""
     return Manifest(
         run_id=identity.run_id,
@@ -116,7 +120,9 @@ def _manifest(request: Request, identity: Identity, model: Model, shape: Shape, 
         compression=request.compression,
         tables=(),
         model=model.name,
-        template=request.template,
+        template=template.source,
+        system=request.system,
+        date=request.date,
         corpus=request.corpus.name,
         created=now(),
     )
@@ -145,9 +151,10 @@ def _row_bytes(identity: Identity, shape: Shape, prompts: Sequence[Prompt]) -> f
     """Mean bytes that the store keeps of a row."""
     tokens = offsets_of(prompts)[-1] / len(prompts)
     kept = {"all": tokens, "offset": float(len(identity.offsets))}
-    vectors = sum(kept.get(Site.parse(site).position, 1.0) for site in identity.sites)
+    sites = [Site.parse(site) for site in identity.sites]
+    vectors = sum(kept.get(site.position, 1.0) * len(site.layers(identity.layers, shape.n_layers)) for site in sites)
     itemsize = 4 if identity.stored_dtype == "float32" else 2
-    return vectors * len(identity.layers) * shape.width * itemsize
+    return vectors * shape.width * itemsize
 
 
 def _check_choices(request: Request) -> None:
@@ -168,7 +175,8 @@ def _prompts(request: Request, template: Template, tokenizer: PreTrainedTokenize
     continuation = _continuation(request, tokenizer)
     prompts: list[Prompt] = []
     too_long: list[tuple[int, int]] = []
-    for row, prompt in enumerate(tokenize(template, texts, continuation, shape.context, request.truncate)):
+    made = continued(template.prompts(texts), continuation, shape.context, request.truncate)
+    for row, prompt in enumerate(made):
         if isinstance(prompt, int):
             too_long.append((row, prompt))
         elif prompt.start == prompt.stop:
@@ -192,6 +200,15 @@ def _continuation(request: Request, tokenizer: PreTrainedTokenizerBase) -> tuple
         return ()
     ids = tuple(tokenizer(request.continuation, add_special_tokens=False)["input_ids"])
     return ids[: max(request.offsets)] if request.offsets else ids
+
+
+def _checked_sites(request: Request, layers: Sequence[int], shape: Shape) -> tuple[str, ...]:
+    sites = parse_sites(request.sites)
+    for site in sites:
+        if not site.layers(layers, shape.n_layers):
+            needed = f"layer {shape.n_layers}" if site.component == "final_norm" else "a layer above 0"
+            raise ValueError(f"{site} needs {needed}, which is not among the layers asked for ({request.layers})")
+    return tuple(map(str, sites))
 
 
 def _checked_offsets(request: Request, sites: Sequence[str], prompts: Sequence[Prompt]) -> tuple[int, ...]:

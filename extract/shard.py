@@ -122,7 +122,9 @@ def _compute(
                 place = places[error.index[1]]
                 inside = np.searchsorted(row_offsets, place, side="right") - 1 if site.position == "all" else place
                 row = run.shard_rows(shard)[0] + int(inside)
-                raise ExtractionError(_unfit_sentence(error, identity.layers, row, site, identity.stored_dtype)) from error
+                raise ExtractionError(
+                    _unfit_sentence(error, run.layers(str(site)), row, site, identity.stored_dtype)
+                ) from error
             arrays[str(site)][:, places] = values_LBD
         on_rows(len(batch))
     return arrays

@@ -1,14 +1,17 @@
 """Where in the network and where in the text a hidden state is read: `component.position`, and which layers.
 
-Layers follow `hidden_states[i]` of transformers: 0 is the embedding output, i the output of block i. The state after
-the final norm is never layer L; it is a component of its own.
+Layers follow `hidden_states[i]` of transformers: 0 is the embedding output, i the output of block i. What attention and MLP
+add to the residual stream exists for layers 1 to L. The state after the final norm is never layer L of `resid`; it is a
+component of its own, which exists for layer L only.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-COMPONENTS = ("resid",)
-"""Components this version reads: `resid`, the output of a block."""
+COMPONENTS = ("resid", "attn_out", "mlp_out", "final_norm")
+"""Components: `resid`, the output of a block; `attn_out` and `mlp_out`, what attention and MLP add to the residual stream,
+behind a norm of their own where the model has one; `final_norm`, the last block's output after the norm that follows it."""
 
 POSITIONS = ("last", "mean", "first", "offset", "all", "prompt_last", "prompt_mean")
 """Token positions. `last`, `mean`, `first`, `offset` and `all` (every token) speak of the utterance's own tokens, `prompt_*` of
@@ -29,6 +32,16 @@ class Site:
         """Whether the site keeps one vector for each utterance."""
         return self.position not in ("offset", "all")
 
+    def layers(self, asked: Sequence[int], n_layers: int) -> tuple[int, ...]:
+        """Which of the layers asked for exist at this site, in a model of `n_layers` blocks."""
+        match self.component:
+            case "resid":
+                return tuple(asked)
+            case "final_norm":
+                return tuple(layer for layer in asked if layer == n_layers)
+            case _:
+                return tuple(layer for layer in asked if layer > 0)
+
     def __str__(self) -> str:
         return f"{self.component}.{self.position}"
 
@@ -41,8 +54,10 @@ class Site:
         """
         component, _, position = text.strip().partition(".")
         if component not in COMPONENTS or position not in POSITIONS:
-            choices = ", ".join(f"{c}.{p}" for c in COMPONENTS for p in POSITIONS)
-            raise ValueError(f"there is no site {text.strip()!r}; choose from {choices}")
+            raise ValueError(
+                f"there is no site {text.strip()!r}; join one of {', '.join(COMPONENTS)} and one of {', '.join(POSITIONS)} "
+                "with a dot, such as resid.last"
+            )
         return cls(component, position)
 
 

@@ -176,6 +176,10 @@ class StoredRun:
 
     # Writing a shard.
 
+    def layers(self, site: str) -> tuple[int, ...]:
+        """The layers that an array of a site holds, in order."""
+        return Site.parse(site).layers(self.manifest.identity.layers, self.manifest.n_layers)
+
     def layout(self, shard: int, site: str, row_offsets: Sequence[int]) -> Layout:
         """How the array of one site of one shard lies.
 
@@ -183,7 +187,7 @@ class StoredRun:
             row_offsets: where the tokens of each row begin, and where the last end, in an array of tokens.
         """
         identity, (start, stop) = self.manifest.identity, self.shard_rows(shard)
-        layers, width, dtype = len(identity.layers), self.manifest.width, identity.stored_dtype
+        layers, width, dtype = len(self.layers(site)), self.manifest.width, identity.stored_dtype
         compression = self.manifest.compression
         match Site.parse(site).position:
             case "all":

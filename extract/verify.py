@@ -165,13 +165,14 @@ def _read_tables(run: StoredRun) -> tuple[list[str], pa.Table | None]:
 
 def _receipt_problems(run: StoredRun, receipt: Receipt) -> Iterator[str]:
     """What a receipt alone shows: whether it names an array for each site, and for each of them an object for each layer."""
-    prefix, n_layers = attempt_prefix(receipt.shard, receipt.attempt), len(run.manifest.identity.layers)
+    prefix = attempt_prefix(receipt.shard, receipt.attempt)
     named = [entry.path for entry in receipt.objects]
     for site in run.manifest.identity.sites:
         inside = [path for path in named if path.startswith(f"{prefix}/{site}/")]
-        if len(set(inside)) != n_layers + 1 or f"{prefix}/{site}/{METADATA_KEY}" not in inside:
-            yield f"{site}: its receipt names {len(set(inside))} objects instead of {n_layers + 1}"
-    if len(named) != len(run.manifest.identity.sites) * (n_layers + 1):
+        n_objects = len(run.layers(site)) + 1
+        if len(set(inside)) != n_objects or f"{prefix}/{site}/{METADATA_KEY}" not in inside:
+            yield f"{site}: its receipt names {len(set(inside))} objects instead of {n_objects}"
+    if len(named) != sum(len(run.layers(site)) + 1 for site in run.manifest.identity.sites):
         yield f"its receipt names {len(named)} objects, which are not those of its sites"
 
 
@@ -225,8 +226,8 @@ def _all_finite(layout: Layout, data: bytes) -> bool:
 
 
 def _layer_name(run: StoredRun, entry: StoredObject) -> str:
-    index = int(entry.path.rpartition("/")[2].split(".")[1])
-    return f"layer {run.manifest.identity.layers[index]}"
+    site, name = entry.path.split("/")[-2:]
+    return f"layer {run.layers(site)[int(name.split('.')[1])]}"
 
 
 def _rows(run: StoredRun, shard: int) -> str:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from extract.corpus import texts_digest
 from extract.documents import Manifest, Receipt, now
 from extract.identity import Identity
+from extract.request import DEFAULT_DATE
 from extract.store import Store, StoredRun
 from extract.tokens import Prompt, offsets_of, tokens_digest
 
@@ -56,6 +57,8 @@ def plant_run(store: Store, compression: str = "none") -> StoredRun:
         tables=(),
         model="planted",
         template="raw",
+        system="",
+        date=DEFAULT_DATE,
         corpus="planted",
         created=now(),
     )

@@ -16,7 +16,7 @@ from analyze.report.page import Fact, Table
 from analyze.report.words import ranges
 from extract.corpus import read_passages
 from extract.documents import Receipt
-from extract.request import DEFAULT_TOKEN_BUDGET, MOST_ROWS_PER_SHARD
+from extract.request import DEFAULT_DATE, DEFAULT_TOKEN_BUDGET
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,8 @@ def facts(run: Run, receipts: Sequence[Receipt], best: ProbeResult, measured: Me
         Fact("model", f"{manifest.model}: {manifest.n_layers} blocks, width {manifest.width:,}"),
         Fact("weights", identity.weights),
         Fact("tokenizer", f"sha256:{identity.tokenizer}"),
-        Fact("template", f"{manifest.template}: {identity.template}"),
+        Fact("template", identity.template if manifest.template != "chat" else f"chat: {identity.template}"),
+        Fact("system prompt", manifest.system or "none"),
         Fact("corpus", f"{manifest.corpus}, {manifest.n_rows:,} rows, sha256:{identity.corpus}"),
         Fact("labels", ", ".join(best.classes)),
         Fact("split", f"{best.split}: {best.n_train:,} train, {best.n_test:,} test of {best.n_test_situations:,} situations"),
@@ -146,7 +147,7 @@ def _command(name: str, run: Run, *options: str) -> str:
 
 def _probe_command(run: Run, probe: ProbeResult) -> str:
     layers = tuple(entry.layer for entry in probe.layers)
-    chosen = () if layers == run.layers else ("--layers", _list(layers))
+    chosen = () if layers == run.layers_of(probe.site) else ("--layers", _list(layers))
     return _command("probe", run, "--site", probe.site, "--kind", probe.kind, *chosen)
 
 
@@ -174,12 +175,16 @@ def _extract_command(run: Run) -> str:
     ]
     command += ["--limit", str(manifest.n_rows)]  # the corpus may have been longer, or have grown
     command += ["--sites", ",".join(identity.sites), "--layers", "all" if everything else _list(identity.layers)]
-    command += ["--template", manifest.template, "--dtype", identity.compute_dtype, "--stored-dtype", identity.stored_dtype]
+    command += ["--template", manifest.template]
+    if manifest.system:
+        command += ["--system", manifest.system]
+    if manifest.date != DEFAULT_DATE:
+        command += ["--date", manifest.date]
+    command += ["--dtype", identity.compute_dtype, "--stored-dtype", identity.stored_dtype]
     command += ["--attention", identity.attention]
     if identity.truncate:
         command.append("--truncate")
-    if manifest.rows_per_shard != MOST_ROWS_PER_SHARD:
-        command += ["--rows-per-shard", str(manifest.rows_per_shard)]
+    command += ["--rows-per-shard", str(manifest.rows_per_shard)]
     if manifest.token_budget != DEFAULT_TOKEN_BUDGET:
         command += ["--token-budget", str(manifest.token_budget)]
     return shlex.join(command)

@@ -33,7 +33,7 @@ def probe(
     from cluster import pipeline
 
     opened = open_store(store).run(run)
-    chosen = opened.layers if layers == "all" else parse_layers(layers, opened.manifest.n_layers)
+    chosen = opened.layers_of(site) if layers == "all" else parse_layers(layers, opened.manifest.n_layers)
     result = pipeline.probe(opened, site, chosen, kind)
     _tell_left_out(result)
     if as_json:
@@ -83,7 +83,7 @@ def best_last_layer(run: "Run", kind: str) -> int:
     """The best layer for `resid.last`, from probes kept with the run or made now."""
     from cluster import pipeline
 
-    return pipeline.probe(run, "resid.last", run.layers, kind).best_layer
+    return pipeline.probe(run, "resid.last", run.layers_of("resid.last"), kind).best_layer
 
 
 def print_probe(result: "ProbeResult") -> None:

@@ -10,7 +10,7 @@ from cluster.console import Row, note, print_json, print_rows, progress
 from extract.corpus import BUILTIN as BUILTIN_CORPUS
 from extract.corpus import read_corpus
 from extract.models import BUILTIN
-from extract.request import DEFAULT_SITES, DEFAULT_TOKEN_BUDGET, MOST_ROWS_PER_SHARD, Request
+from extract.request import DEFAULT_DATE, DEFAULT_SITES, DEFAULT_TOKEN_BUDGET, MOST_ROWS_PER_SHARD, Request
 
 if TYPE_CHECKING:  # what computes is imported by the commands that compute: it takes seconds to load
     from extract.run import Plan
@@ -24,10 +24,17 @@ def extract(
     corpus: Annotated[str, typer.Option(help="Parquet, JSONL or CSV, or 'builtin'.")] = BUILTIN_CORPUS,
     sites: Annotated[str, typer.Option(help="Comma-separated component.position.")] = DEFAULT_SITES,
     layers: LayersOption = "all",
-    template: Annotated[str, typer.Option(help="raw (the text alone) or chat (the model's chat template).")] = "raw",
+    template: Annotated[
+        str,
+        typer.Option(help="raw (the text alone), chat (the model's), few-shot, a Jinja file, or Jinja with {{ text }}."),
+    ] = "raw",
+    system: Annotated[str, typer.Option(help="System prompt, for templates that have a place for one.")] = "",
+    date: Annotated[str, typer.Option(help="The day a chat template is told that writes the date.")] = DEFAULT_DATE,
     dtype: Annotated[str, typer.Option(help="Precision of the model: bfloat16 or float32.")] = "bfloat16",
     stored_dtype: Annotated[str, typer.Option(help="Precision of the store: bfloat16, float16 or float32.")] = "bfloat16",
-    attention: Annotated[str, typer.Option(help="Attention implementation of transformers.")] = "sdpa",
+    attention: Annotated[
+        str, typer.Option(help="Attention implementation of transformers; auto is sdpa, or eager where a model has no other.")
+    ] = "auto",
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut utterances longer than the model's context.")] = False,
     limit: Annotated[int | None, typer.Option(help="Only the first N utterances.")] = None,
     compression: Annotated[str, typer.Option(help="none or lz4, where the run is new.")] = "none",
@@ -50,6 +57,8 @@ def extract(
         sites=sites,
         layers=layers,
         template=template,
+        system=system,
+        date=date,
         compute_dtype=dtype,
         stored_dtype=stored_dtype,
         attention=attention,

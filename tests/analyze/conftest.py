@@ -14,6 +14,7 @@ from analyze.query import Run
 from extract.documents import Manifest, Receipt, now
 from extract.encoding import to_stored
 from extract.identity import Identity
+from extract.request import DEFAULT_DATE
 from extract.store import Store, StoredRun
 
 Columns = Mapping[str, Sequence[object]]
@@ -73,6 +74,8 @@ class Plant:
             tables=(),
             model="planted",
             template="raw",
+            system="",
+            date=DEFAULT_DATE,
             corpus="planted",
             created=now(),
         )

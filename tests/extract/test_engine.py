@@ -16,7 +16,8 @@ from extract.engine import Engine, load_tokenizer, plan_batches
 from extract.models import Model
 from extract.parity import check_parity
 from extract.sites import POSITIONS, Site
-from extract.tokens import Prompt, Template
+from extract.templates import Template
+from extract.tokens import Prompt
 
 TEXTS = ["no", "I waited at the gate for an hour.", "why would anyone 12345 do that?", "so good, so good, so good", "ok then"]
 

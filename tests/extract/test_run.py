@@ -212,7 +212,7 @@ def test_a_text_longer_than_the_context_is_refused_with_its_row_and_cut_on_reque
     [
         ({"layers": "4"}, "no layer 4; this model has layers 0 .* to 3"),
         ({"layers": "x"}, "cannot read layers 'x'"),
-        ({"sites": "resid.middle"}, "no site 'resid.middle'; choose from resid.last"),
+        ({"sites": "resid.middle"}, "no site 'resid.middle'; join one of resid"),
         ({"sites": "mlp.last"}, "no site 'mlp.last'"),
         ({"template": "haiku"}, "no template 'haiku'; choose from raw, chat"),
         ({"model": "no-such-model"}, "no model 'no-such-model'"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from extract.models import Model
-from extract.tokens import Prompt, Template, tokenize, tokens_digest
+from extract.templates import Template
+from extract.tokens import Prompt, continued, tokens_digest
 
 _BOS = "<|endoftext|>"
 _CHAT_WITH_BOS = (
@@ -166,7 +168,7 @@ def test_prompts_fit_the_context_exactly_or_are_counted(
     truncate: bool,
 ) -> None:
     template = Template(name, tokenizer)
-    made = list(tokenize(template, texts, continuation, context, truncate))
+    made = list(continued(template.prompts(texts), continuation, context, truncate))
     for full, prompt in zip(template.prompts(texts), made, strict=True):
         needed = len(full.ids) + len(continuation)
         own = full.stop - full.start
@@ -209,7 +211,7 @@ def test_what_a_template_says_of_itself_is_the_jinja_and_what_it_renders_to(toke
 
 
 def test_an_unknown_template_is_refused_with_those_that_exist(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(ValueError, match=r"'Chat'; choose from raw, chat"):
+    with pytest.raises(ValueError, match=r"'Chat'; choose from raw, chat, few-shot"):
         Template("Chat", tokenizer)
 
 
@@ -217,9 +219,9 @@ def test_an_unknown_template_is_refused_with_those_that_exist(tokenizer: PreTrai
     ("jinja", "said"),
     [
         (None, "no chat template; use --template raw"),
-        ("{% for m in messages %}{{ m['content'] }}, again: {{ m['content'] }}{% endfor %}", "chat template"),
-        ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "chat template"),
-        ("no message at all", "chat template"),
+        ("{% for m in messages %}{{ m['content'] }}, again: {{ m['content'] }}{% endfor %}", "writes the text 2 times"),
+        ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "writes the text 0 times"),
+        ("no message at all", "writes the text 0 times"),
     ],
     ids=["none", "message twice", "message changed", "message left out"],
 )
@@ -230,6 +232,90 @@ def test_a_chat_template_that_does_not_hold_the_text_once_is_refused(
     tokenizer.chat_template = jinja
     with pytest.raises(ValueError, match=said):
         Template("chat", tokenizer)
+
+
+def test_few_shot_prompts_share_a_prefix_of_seven_examples_and_end_with_the_question(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    texts = ["I waited.", "so much joy 12", "日本"]
+    prompts = list(Template("few-shot", tokenizer).prompts(texts))
+    for text, prompt in zip(texts, prompts, strict=True):
+        assert _decoded(tokenizer, prompt.ids[prompt.start : prompt.stop]) == f" {text}"
+        assert _decoded(tokenizer, prompt.ids[: prompt.start]).count("Emotion:") == 7
+        assert _decoded(tokenizer, prompt.ids[prompt.stop :]) == "\nEmotion:"
+        assert prompt.ids[: prompt.start] == prompts[0].ids[: prompts[0].start]
+    assert prompts[0].start > 64
+
+
+def test_own_jinja_is_read_from_a_file_or_given_as_it_is(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    jinja = "{{ system }}\nHow does this feel? {{ text }} It feels"
+    (tmp_path / "feel.jinja").write_text(jinja + "\n")  # an editor ends files with a newline; it is no part of the prompt
+    for name in (jinja, str(tmp_path / "feel.jinja")):
+        template = Template(name, tokenizer, system="Be calm.")
+        (prompt,) = template.prompts(["I ran."])
+        assert _decoded(tokenizer, prompt.ids) == "Be calm.\nHow does this feel? I ran. It feels"
+        assert _decoded(tokenizer, prompt.ids[prompt.start : prompt.stop]) == " I ran."
+        assert Template(template.source, tokenizer, system="Be calm.").text == template.text
+    assert Template(jinja, tokenizer, system="Be loud.").text != template.text
+
+
+def test_a_template_that_writes_a_bos_gets_no_second_one(bos_tokenizer: PreTrainedTokenizerFast) -> None:
+    bos = bos_tokenizer.bos_token_id
+    for name in ("{{ bos_token }}say {{ text }}", "say {{ text }}"):
+        prompt = _one(name, bos_tokenizer, "hello")
+        assert (prompt.ids[0], prompt.ids.count(bos)) == (bos, 1)
+        assert _decoded(bos_tokenizer, prompt.ids[prompt.start : prompt.stop]) == " hello"
+
+
+@pytest.mark.parametrize("system", ["", "You are a very emotional assistant."])
+def test_a_system_prompt_is_the_chat_templates_own(tokenizer: PreTrainedTokenizerFast, system: str) -> None:
+    (prompt,) = Template("chat", tokenizer, system=system).prompts(["hello"])
+    messages = ([{"role": "system", "content": system}] if system else []) + _messages("hello")
+    assert list(prompt.ids) == tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert not system or system in _decoded(tokenizer, prompt.ids[: prompt.start])
+
+
+def test_a_chat_template_that_writes_the_date_is_told_a_fixed_one(builtin_model: Model) -> None:
+    tokenizer = _load(builtin_model)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}|{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    assert _decoded(tokenizer, _one("chat", tokenizer, "hi").ids) == "26 Jul 2024|hi"
+    (prompt,) = Template("chat", tokenizer, date="2026-01-02").prompts(["hi"])
+    assert _decoded(tokenizer, prompt.ids) == "02 Jan 2026|hi"
+    tokenizer.chat_template = "{{ date_string }}|{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    assert _decoded(tokenizer, _one("chat", tokenizer, "hi").ids) == "26 Jul 2024|hi"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("raw", {"system": "Be calm."}, "no place for a system prompt"),
+        ("few-shot", {"system": "Be calm."}, "no place for a system prompt"),
+        ("{{ text", {}, "there is no template|is not Jinja"),
+        ("{{ text }} {{ mood }}", {}, "uses 'mood', which is not known"),
+        ("{{ text }} {{ text }}", {}, "writes the text 2 times"),
+        ("{{ 'text' }}", {}, "writes the text 0 times"),
+        ("{% if text | length > 3 %}long: {% endif %}{{ text }}", {}, "writes other words around 'no'"),
+        ("{{ text.__class__.__mro__ }}", {}, "cannot be rendered|writes the text 0 times"),
+        ("{{ raise() }}{{ text }}", {}, "uses 'raise'"),
+        ("raw", {"date": "yesterday"}, "is no date"),
+        ("absent.jinja", {}, "there is no template 'absent.jinja'"),
+    ],
+)
+def test_a_template_that_cannot_be_is_refused(
+    tokenizer: PreTrainedTokenizerFast, name: str, options: dict[str, str], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        list(Template(name, tokenizer, **options).prompts(["no", "longer than that"]))
+
+
+def test_a_chat_template_that_forgets_or_refuses_the_system_prompt_is_refused(builtin_model: Model) -> None:
+    tokenizer = _load(builtin_model)
+    tokenizer.chat_template = "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(ValueError, match="does not write the system prompt"):
+        Template("chat", tokenizer, system="Be calm.")
+    tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(ValueError, match="cannot be rendered: no system role"):
+        Template("chat", tokenizer, system="Be calm.")
 
 
 _prompts = st.builds(

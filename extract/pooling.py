@@ -1,0 +1,75 @@
+"""What a site keeps of a batch's hidden states: single tokens, means or every token, gathered on the device.
+
+A batch's tokens lie in one row after another, with padding or without: whoever lays them out says where each prompt
+begins, and everything here counts from there. Means are summed in float32; a matrix product in bfloat16 was rejected,
+because it rounds the sum.
+
+Shape suffixes: B prompts of a batch, N tokens of the batch as they lie, S tokens that are read, O offsets, D width.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from extract.sites import Site
+from extract.tokens import Prompt
+
+Reader = Callable[[torch.Tensor], torch.Tensor]
+"""From hidden_ND to what a site keeps of it."""
+
+
+def reader(
+    site: Site, prompts: Sequence[Prompt], begins_B: Sequence[int], offsets: Sequence[int], device: torch.device
+) -> Reader:
+    """The function from hidden_ND to what one site keeps of it.
+
+    Args:
+        begins_B: where each prompt's first token lies.
+        offsets: token offsets from the utterance's last token, for `offset` sites.
+
+    Returns:
+        For single tokens (B, D), for `offset` (B, O, D), for `all` (S, D) with the utterances' tokens one after another, in the
+        dtype that was read; for means (B, D) in float32.
+    """
+    own = [(begin + prompt.start, begin + prompt.stop) for begin, prompt in zip(begins_B, prompts, strict=True)]
+    whole = [(begin, begin + prompt.prompt_stop) for begin, prompt in zip(begins_B, prompts, strict=True)]
+    match site.position:
+        case "mean":
+            return _mean_reader(own, device)
+        case "prompt_mean":
+            return _mean_reader(whole, device)
+        case "first":
+            return _token_reader([start for start, _ in own], device)
+        case "last":
+            return _token_reader([stop - 1 for _, stop in own], device)
+        case "prompt_last":
+            return _token_reader([stop - 1 for _, stop in whole], device)
+        case "offset":
+            return _token_reader([[stop - 1 + offset for offset in offsets] for _, stop in own], device)
+        case "all":
+            return _token_reader(_tokens(own), device)
+    raise AssertionError(site)
+
+
+def _token_reader(positions: Sequence[object] | NDArray[np.int64], device: torch.device) -> Reader:
+    index = torch.as_tensor(np.asarray(positions, np.int64)).to(device)
+    return lambda hidden_ND: hidden_ND[index]
+
+
+def _mean_reader(spans: Sequence[tuple[int, int]], device: torch.device) -> Reader:
+    index_S = torch.from_numpy(_tokens(spans)).to(device)
+    lengths_B = torch.tensor([stop - start for start, stop in spans], device=device)
+    everything = len(index_S) and bool((index_S == torch.arange(len(index_S), device=device)).all())
+
+    def read(hidden_ND: torch.Tensor) -> torch.Tensor:
+        states_SD = hidden_ND[: len(index_S)] if everything else hidden_ND[index_S]
+        return torch.segment_reduce(states_SD.float(), "mean", lengths=lengths_B, axis=0)
+
+    return read
+
+
+def _tokens(spans: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+    """Where the tokens of some spans lie, one after another."""
+    return np.concatenate([np.arange(start, stop, dtype=np.int64) for start, stop in spans])

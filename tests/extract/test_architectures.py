@@ -1,0 +1,137 @@
+"""Every architecture, component and position against plain transformers at batch 1, in float32."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from extract.engine import Engine, default_attention
+from extract.models import Model
+from extract.sites import COMPONENTS, POSITIONS, Site
+from extract.tokens import Prompt
+from tests.extract.architectures import ARCHITECTURES, N_LAYERS, VOCABULARY, Plain
+
+OFFSETS = (0, 1, 4)
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="session")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every model on disk."""
+    root = tmp_path_factory.mktemp("architectures")
+    for name, architecture in ARCHITECTURES.items():
+        architecture.save(root / name)
+    return {name: root / name for name in ARCHITECTURES}
+
+
+def engine_of(directory: Path) -> Engine:
+    """The engine as a run would load it, in float32 on the CPU."""
+    return Engine(directory, "float32", default_attention(Model(str(directory), directory)), "cpu")
+
+
+def prompt_of(rng: np.random.Generator, n_before: int, n_own: int, n_after: int) -> Prompt:
+    """A prompt of random tokens: what is before the utterance, the utterance, and what is after it, continued by four more."""
+    ids = tuple(rng.integers(3, VOCABULARY, n_before + n_own + n_after + 4).tolist())
+    return Prompt(ids, n_before, n_before + n_own, n_before + n_own + n_after)
+
+
+def expected(states_LTD: NDArray[np.float32], prompt: Prompt, position: str) -> NDArray[np.float32]:
+    """What a position keeps of a prompt's states, layers first."""
+    own = states_LTD[:, prompt.start : prompt.stop]
+    picked: dict[str, NDArray[np.float32]] = {
+        "last": own[:, -1],
+        "first": own[:, 0],
+        "mean": own.mean(axis=1),
+        "all": own,
+        "offset": states_LTD[:, [prompt.stop - 1 + offset for offset in OFFSETS]],
+        "prompt_last": states_LTD[:, prompt.prompt_stop - 1],
+        "prompt_mean": states_LTD[:, : prompt.prompt_stop].mean(axis=1),
+    }
+    return picked[position]
+
+
+def assert_close(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> None:
+    """Relative L2 error of every vector below the tolerance."""
+    assert ours.shape == theirs.shape
+    error = np.linalg.norm(ours - theirs, axis=-1) / np.linalg.norm(theirs, axis=-1)
+    assert error.max() < TOLERANCE
+
+
+def components_of(name: str) -> tuple[str, ...]:
+    return tuple(component for component in COMPONENTS if component != "final_norm" or ARCHITECTURES[name].norm)
+
+
+def check(engine: Engine, plain: Plain, prompts: Sequence[Prompt], sites: Sequence[Site]) -> None:
+    """Compare one batch at some sites."""
+    pooled = engine.pool(prompts, range(N_LAYERS + 1), sites, OFFSETS)
+    components = {site.component for site in sites}
+    states = {(prompt, component): plain.states(prompt.ids, component) for prompt in prompts for component in components}
+    for site in sites:
+        rows = [expected(states[prompt, site.component], prompt, site.position) for prompt in prompts]
+        theirs = np.concatenate(rows, axis=1) if site.position == "all" else np.stack(rows, axis=1)
+        assert_close(pooled[site].numpy(), theirs)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_component_at_every_position_equals_plain_transformers(name: str, directories: dict[str, Path]) -> None:
+    rng = np.random.default_rng(0)
+    shapes = [(0, 1, 0), (3, 9, 0), (0, 17, 5), (6, 2, 2), (1, 30, 1)]  # some longer than the sliding windows
+    prompts = [prompt_of(rng, *shape) for shape in shapes]
+    sites = [Site(component, position) for component in components_of(name) for position in POSITIONS]
+    check(engine_of(directories[name]), Plain(name, directories[name]), prompts, sites)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "bert"])
+@settings(deadline=None, max_examples=15)
+@given(
+    shapes=st.lists(st.tuples(st.integers(0, 12), st.integers(1, 20), st.integers(0, 9)), min_size=1, max_size=6),
+    seed=st.integers(0, 99),
+)
+def test_any_batch_equals_plain_transformers(
+    name: str, directories: dict[str, Path], shapes: list[tuple[int, int, int]], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    engine, plain = _loaded(name, directories[name])
+    check(engine, plain, [prompt_of(rng, *shape) for shape in shapes], [Site("resid", "last"), Site("attn_out", "mean")])
+
+
+_LOADED: dict[str, tuple[Engine, Plain]] = {}
+
+
+def _loaded(name: str, directory: Path) -> tuple[Engine, Plain]:
+    if name not in _LOADED:
+        _LOADED[name] = engine_of(directory), Plain(name, directory)
+    return _LOADED[name]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt-neox"])
+def test_layers_and_components_are_computed_no_further_than_asked(name: str, directories: dict[str, Path]) -> None:
+    engine = engine_of(directories[name])
+    prompts = [prompt_of(np.random.default_rng(1), 2, 7, 0)]
+    sites = [Site("resid", "last"), Site("mlp_out", "mean")]
+    everything = engine.pool(prompts, range(N_LAYERS + 1), sites)
+    for layers in ([1], [2], [0, 2], [1, 3]):
+        part = engine.pool(prompts, layers, sites)
+        assert torch.equal(part[sites[0]], everything[sites[0]][layers])
+        assert torch.equal(part[sites[1]], everything[sites[1]][[layer - 1 for layer in layers if layer]])
+
+
+def test_the_final_norm_of_a_model_that_has_none_is_refused(directories: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match="BertModel has no norm after its last block"):
+        engine_of(directories["bert"]).check_components(["final_norm"])
+
+
+def test_what_blocks_add_is_refused_where_it_cannot_be_told(tmp_path: Path) -> None:
+    from tests.extract.architectures import Architecture
+
+    scaled = Architecture("GraniteConfig", {**ARCHITECTURES["llama"].options, "residual_multiplier": 0.5})
+    scaled.save(tmp_path)
+    engine = engine_of(tmp_path)
+    engine.check_components(["resid", "final_norm"])
+    with pytest.raises(ValueError, match="cannot tell what attention and MLP add in block 1 of Granite"):
+        engine.check_components(["attn_out"])
