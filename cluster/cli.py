@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from cluster.commands.analysis import persistence, probe, report
+from cluster.commands.bench import bench
 from cluster.commands.corpora import corpora
 from cluster.commands.demo import demo
 from cluster.commands.extraction import extract, gc, runs, verify_runs
@@ -38,6 +39,7 @@ def settings(
 app.command()(demo)
 app.add_typer(models, name="models")
 app.command("check-model")(check_model)
+app.command()(bench)
 app.add_typer(corpora, name="corpus")
 app.command()(extract)
 app.command()(runs)

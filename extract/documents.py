@@ -100,6 +100,10 @@ class Receipt:
     """SHA-256 of the token ids and spans that were computed (extract.tokens.tokens_digest)."""
     n_tokens: int
     """Tokens computed, without padding."""
+    n_shared: int
+    """Tokens that all prompts begin with and that were computed once."""
+    n_halved: int
+    """Batches that did not fit into memory and were cut in two; that moves bfloat16 bits."""
     n_truncated: int
     """Utterances that lost tokens to the model's context."""
     device: str

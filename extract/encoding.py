@@ -67,7 +67,16 @@ def to_stored(states: torch.Tensor, stored_dtype: str) -> Values:
     if not bool(fits.all()):
         index = tuple(int(axis) for axis in torch.nonzero(~fits)[0])
         raise UnfitValueError(float(states[index]), index)
-    return (stored.view(torch.uint16) if stored_dtype == "bfloat16" else stored).cpu().numpy()
+    return _on_host(stored.view(torch.uint16) if stored_dtype == "bfloat16" else stored).numpy()
+
+
+def _on_host(values: torch.Tensor) -> torch.Tensor:
+    """The values in host memory; from a GPU through pinned memory and on the stream in use, so that other streams go on."""
+    if values.device.type != "cuda":
+        return values.cpu()
+    pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+    torch.cuda.current_stream(values.device).synchronize()
+    return pinned
 
 
 def numpy_dtype(stored_dtype: str) -> np.dtype[Any]:

@@ -12,6 +12,7 @@ read, O offsets, D width, L layers.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -22,16 +23,23 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.cache_utils import Cache
+from transformers.pytorch_utils import Conv1D
 
 from extract.anatomy import find_blocks, find_contributions, find_final_norm, first_tensor
 from extract.models import Model
 from extract.pooling import reader
+from extract.prefix import Prefix, empty_cache, goes_on_from_keys_and_values, keys_and_values, shared_length
 from extract.quiet import quiet_transformers
 from extract.sites import Site
 from extract.tokens import Prompt
 
 COMPUTE_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 """Precisions a model may run in; float16 overflows in models people use (docs/store.md, section 4)."""
+
+
+_MOST_READ = 16
+"""How many times its token budget a batch may read of keys and values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +162,8 @@ class Engine:
         self._blocks = find_blocks(self._model)
         self.device = torch.device(device)
         """Where the model computes."""
+        self._fetching = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._resumes = goes_on_from_keys_and_values(self._model)
         self.causal = True
         """Whether a token's state is independent of the tokens after it; measured below with the mask left out."""
         self.causal = self._measure_causality()
@@ -162,6 +172,12 @@ class Engine:
     def n_layers(self) -> int:
         """Number of blocks, L."""
         return len(self._blocks)
+
+    def block_weights(self) -> list[torch.Tensor]:
+        """The weights of every linear map in the blocks, (out, in) each; not of experts stacked in one tensor."""
+        modules = [module for block in self._blocks for module in block.modules()]
+        linears = [module.weight for module in modules if isinstance(module, nn.Linear)]
+        return linears + [module.weight.T for module in modules if isinstance(module, Conv1D)]
 
     def check_components(self, components: Iterable[str]) -> None:
         """Make sure that the model has the components.
@@ -172,8 +188,34 @@ class Engine:
         for component in components:
             self._modules(component)
 
-    def pool(
+    def share(
         self, prompts: Sequence[Prompt], layers: Sequence[int], sites: Sequence[Site], offsets: Sequence[int] = ()
+    ) -> Prefix | None:
+        """Compute what all prompts begin with, for `pool`; None where that is nothing, too little, or cannot be gone on from.
+
+        Args:
+            layers, sites, offsets: as for `pool`.
+        """
+        n_tokens = shared_length(prompts, offsets) if self.causal and self._resumes else 0
+        wanted = self._wanted(layers, sites)
+        if not n_tokens or not _deepest(wanted):
+            return None
+        sums: dict[tuple[str, int], torch.Tensor] = {}
+
+        def keep(component: str, layer: int, hidden_ND: torch.Tensor) -> None:
+            sums[component, layer] = hidden_ND.float().sum(dim=0)
+
+        cache = empty_cache()
+        self._forward([Prompt(prompts[0].ids[:n_tokens], 0, n_tokens, n_tokens)], wanted, keep, cache)
+        return Prefix(n_tokens, keys_and_values(cache), sums)
+
+    def pool(
+        self,
+        prompts: Sequence[Prompt],
+        layers: Sequence[int],
+        sites: Sequence[Site],
+        offsets: Sequence[int] = (),
+        prefix: Prefix | None = None,
     ) -> dict[Site, torch.Tensor]:
         """Hidden states of one batch, pooled at each site.
 
@@ -182,33 +224,72 @@ class Engine:
             layers: ascending layers.
             sites: where to read; of each, the L of these layers that exist there (`Site.layers`).
             offsets: token offsets from the utterance's last token, O of them, for `offset` sites.
+            prefix: what these prompts begin with, from `share` with the same layers, sites and offsets.
 
         Returns:
             For each site a tensor (L, B, D), (L, B, O, D) for `offset`, or (L, S, D) for `all` with the rows' own tokens
             one after another, on the engine's device: the compute dtype for single tokens, float32 for means.
         """
-        longest = max(len(prompt.ids) for prompt in prompts)
-        begins_B = range(0, len(prompts) * longest, longest)
-        readers = [(site, reader(site, prompts, begins_B, offsets, self.device)) for site in sites]
-        wanted = {site.component: frozenset(site.layers(layers, self.n_layers)) for site in sites}
+        rests = prompts if prefix is None else [prefix.rest(prompt) for prompt in prompts]
+        longest = max(len(prompt.ids) for prompt in rests)
+        begins_B = range(0, len(rests) * longest, longest)
+        readers = [(site, reader(site, rests, begins_B, offsets, self.device)) for site in sites]
+        wanted = self._wanted(layers, sites)
         pooled: dict[Site, list[torch.Tensor]] = {site: [] for site in sites}
 
         def keep(component: str, layer: int, hidden_ND: torch.Tensor) -> None:
             for site, read in readers:
-                if site.component == component and layer in wanted[component]:
-                    pooled[site].append(read(hidden_ND))
+                if site.component == component:
+                    states = read(hidden_ND)
+                    whole = prefix is not None and site.position == "prompt_mean"
+                    pooled[site].append(_mean_with(prefix, rests, states, component, layer) if whole else states)
 
-        self._forward(prompts, wanted, keep)
+        self._forward(rests, wanted, keep, None if prefix is None else prefix.cache())
         for site, states in pooled.items():
             assert len(states) == len(wanted[site.component]), "the model's forward pass skipped a block"
         return {site: torch.stack(states) for site, states in pooled.items()}
 
+    def mark(self) -> Any:
+        """When what was asked of the device so far is computed; for `after`."""
+        if self._fetching is None:
+            return None
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    @contextmanager
+    def after(self, mark: Any) -> Iterator[None]:
+        """Work on tensors of the device from a moment on, beside what it was asked to do after that."""
+        if self._fetching is None:
+            yield
+            return
+        self._fetching.wait_event(mark)
+        with torch.cuda.stream(self._fetching):
+            yield
+
+    def free_memory(self) -> None:
+        """Give back what the device holds for later."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _wanted(self, layers: Sequence[int], sites: Sequence[Site]) -> dict[str, frozenset[int]]:
+        """By component, the layers that some site reads."""
+        return {site.component: frozenset(site.layers(layers, self.n_layers)) for site in sites}
+
     @torch.inference_mode()
-    def _forward(self, prompts: Sequence[Prompt], wanted: Mapping[str, frozenset[int]], keep: Visit) -> None:
-        """Run the model on a padded batch, calling `keep` with what is wanted of it in the order of computation."""
+    def _forward(
+        self, prompts: Sequence[Prompt], wanted: Mapping[str, frozenset[int]], keep: Visit, cache: Cache | None = None
+    ) -> None:
+        """Run the model on a padded batch, calling `keep` with what is wanted of it in the order of computation.
+
+        Args:
+            cache: keys and values of the tokens before these; gets those of these tokens.
+        """
         ids_BT, mask_BT = _pad(prompts, self.device)
         arguments: dict[str, Any] = {} if self.causal else {"attention_mask": mask_BT}
-        if hasattr(self._model.config.get_text_config(), "use_cache"):
+        if cache is not None:
+            arguments |= {"past_key_values": cache, "use_cache": True}
+        elif hasattr(self._model.config.get_text_config(), "use_cache"):
             arguments["use_cache"] = False
         handles = self._listen(wanted, keep)
         try:
@@ -221,7 +302,7 @@ class Engine:
 
     def _listen(self, wanted: Mapping[str, frozenset[int]], keep: Visit) -> list[Any]:
         """Hooks that hand out what is wanted and end the pass behind the deepest of it."""
-        deepest = max(layer for layers in wanted.values() for layer in layers)
+        deepest = _deepest(wanted)
         through_norm = bool(wanted.get("final_norm"))
 
         def visit(component: str, layer: int, output: Any) -> None:
@@ -302,24 +383,40 @@ def default_device() -> str:
     return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
-def plan_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+def plan_batches(lengths: Sequence[int], token_budget: int, n_shared: int = 0) -> Iterator[list[int]]:
     """Group rows of similar length so that rows x longest stays within the budget.
 
     Args:
-        lengths: tokens of each row.
+        lengths: tokens of each row, without those that all share.
         token_budget: the most tokens of a batch, padding included; a single longer row is a batch of its own.
+        n_shared: tokens that all rows begin with; they are not computed again but read by each row, so a batch may hold more of
+            them, though not without bound.
 
     Yields:
         Row indexes of each batch; every row stands in exactly one. The order depends on the lengths alone.
     """
     batch: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > token_budget:
+        longest, n_rows = lengths[batch[0]] if batch else 0, len(batch) + 1
+        if batch and (n_rows * longest > token_budget or n_rows * (n_shared + longest) > _MOST_READ * token_budget):
             yield batch
             batch = []
         batch.append(row)
     if batch:
         yield batch
+
+
+def _deepest(wanted: Mapping[str, frozenset[int]]) -> int:
+    return max(layer for layers in wanted.values() for layer in layers)
+
+
+def _mean_with(
+    prefix: Prefix | None, rests: Sequence[Prompt], mean_BD: torch.Tensor, component: str, layer: int
+) -> torch.Tensor:
+    """The mean over whole prompts, from that over what they have after the prefix."""
+    assert prefix is not None
+    lengths_B1 = torch.tensor([[prompt.prompt_stop] for prompt in rests], device=mean_BD.device)
+    return (mean_BD * lengths_B1 + prefix.sums[component, layer]) / (lengths_B1 + prefix.n_tokens)
 
 
 def _pad(prompts: Sequence[Prompt], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

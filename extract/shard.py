@@ -2,32 +2,22 @@
 
 A shard is a fixed range of corpus rows and is batched from its own rows alone, so that any worker on any day makes
 the same bytes for it. Work stealing inside a shard was rejected: it would tie the bytes to who computed them.
-
-Shape suffixes: L layers, N rows of the shard, B rows of a batch, O offsets, D width.
 """
 
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from extract.compute import compute_shard
 from extract.documents import Receipt, now
-from extract.encoding import UnfitValueError, Values, to_stored
-from extract.engine import Engine, engine, plan_batches
-from extract.sites import Site
-from extract.store import Store, StoredRun
-from extract.tokens import Prompt, offsets_of, tokens_digest
+from extract.engine import engine
+from extract.store import Store
+from extract.tokens import offsets_of, tokens_digest
 
 _RECORDED_LIBRARIES = ("affectome", "torch", "transformers", "tokenizers", "zarr", "numpy")
-
-
-class ExtractionError(RuntimeError):
-    """A shard could not be computed; the message names row and layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +61,9 @@ def extract_shard(task: ShardTask, on_rows: Callable[[int], None] = lambda _: No
     identity = run.manifest.identity
     loaded = engine(task.model_directory, identity.weights, identity.compute_dtype, identity.attention, task.device)
     ready = time.perf_counter()
-    arrays = _compute(loaded, run, task.shard, prompts, row_offsets, on_rows)
+    found = compute_shard(loaded, run, task.shard, prompts, row_offsets, on_rows)
     computed = time.perf_counter()
-    attempt, objects = run.write_attempt(task.shard, arrays, row_offsets)
+    attempt, objects = run.write_attempt(task.shard, found.arrays, row_offsets)
     written = time.perf_counter()
     start, stop = run.shard_rows(task.shard)
     receipt = Receipt(
@@ -89,6 +79,8 @@ def extract_shard(task: ShardTask, on_rows: Callable[[int], None] = lambda _: No
         tokens=tokens_digest(prompts),
         n_tokens=sum(len(prompt.ids) for prompt in prompts),
         n_truncated=sum(prompt.truncated for prompt in prompts),
+        n_shared=found.n_shared,
+        n_halved=found.n_halved,
         device=_device_name(task.device),
         host=platform.node(),
         seconds={"load": ready - began, "compute": computed - ready, "write": written - computed},
@@ -98,48 +90,6 @@ def extract_shard(task: ShardTask, on_rows: Callable[[int], None] = lambda _: No
     if run.commit(receipt):
         return receipt
     return extract_shard(task, on_rows)  # finds the winner's receipt; or its void, and then the shard is to be done again
-
-
-def _compute(
-    loaded: Engine,
-    run: StoredRun,
-    shard: int,
-    prompts: Sequence[Prompt],
-    row_offsets: Sequence[int],
-    on_rows: Callable[[int], None],
-) -> dict[str, Values]:
-    manifest, identity = run.manifest, run.manifest.identity
-    sites = [Site.parse(site) for site in identity.sites]
-    layouts = {str(site): run.layout(shard, str(site), row_offsets) for site in sites}
-    arrays: dict[str, Values] = {site: np.empty(layout.shape, layout.dtype) for site, layout in layouts.items()}
-    for batch in plan_batches([len(prompt.ids) for prompt in prompts], manifest.token_budget):
-        pooled = loaded.pool([prompts[row] for row in batch], identity.layers, sites, identity.offsets)
-        for site, states_LBD in pooled.items():
-            places = _tokens_of(batch, row_offsets) if site.position == "all" else np.asarray(batch)
-            try:
-                values_LBD = to_stored(states_LBD, identity.stored_dtype)
-            except UnfitValueError as error:
-                place = places[error.index[1]]
-                inside = np.searchsorted(row_offsets, place, side="right") - 1 if site.position == "all" else place
-                row = run.shard_rows(shard)[0] + int(inside)
-                raise ExtractionError(
-                    _unfit_sentence(error, run.layers(str(site)), row, site, identity.stored_dtype)
-                ) from error
-            arrays[str(site)][:, places] = values_LBD
-        on_rows(len(batch))
-    return arrays
-
-
-def _tokens_of(rows: Sequence[int], row_offsets: Sequence[int]) -> NDArray[np.int64]:
-    """Where the tokens of some rows are in an array of tokens."""
-    return np.concatenate([np.arange(row_offsets[row], row_offsets[row + 1]) for row in rows])
-
-
-def _unfit_sentence(error: UnfitValueError, layers: Sequence[int], row: int, site: Site, stored_dtype: str) -> str:
-    where = f"row {row:,}, layer {layers[error.index[0]]}, {site}"
-    if np.isfinite(error.value):
-        return f"{where}: the value {error.value:g} does not fit into {stored_dtype}; store bfloat16 or float32 instead"
-    return f"{where}: the hidden state is not finite ({error.value}); try --dtype float32"
 
 
 def _device_name(device: str) -> str:

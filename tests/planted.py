@@ -82,6 +82,8 @@ def write_planted(run: StoredRun, shard: int, entry: int) -> Receipt:
         tokens=tokens_digest(prompts),
         n_tokens=sum(len(prompt.ids) for prompt in prompts),
         n_truncated=0,
+        n_shared=0,
+        n_halved=0,
         token_budget=run.manifest.token_budget,
         compression=run.manifest.compression,
         device="none",

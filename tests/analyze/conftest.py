@@ -107,6 +107,8 @@ def _write_shard(stored: StoredRun, shard: int, site: str, hidden: NDArray[np.fl
             tokens="0" * 64,
             n_tokens=stop - start,
             n_truncated=0,
+            n_shared=0,
+            n_halved=0,
             token_budget=stored.manifest.token_budget,
             compression=stored.manifest.compression,
             device="none",

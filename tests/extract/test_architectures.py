@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from extract.engine import Engine, default_attention
 from extract.models import Model
+from extract.prefix import shared_length
 from extract.sites import COMPONENTS, POSITIONS, Site
 from extract.tokens import Prompt
-from tests.extract.architectures import ARCHITECTURES, N_LAYERS, VOCABULARY, Plain
+from tests.extract.architectures import ARCHITECTURES, CAUSAL, N_LAYERS, VOCABULARY, Plain
 
 OFFSETS = (0, 1, 4)
 TOLERANCE = 1e-4
@@ -66,9 +67,12 @@ def components_of(name: str) -> tuple[str, ...]:
     return tuple(component for component in COMPONENTS if component != "final_norm" or ARCHITECTURES[name].norm)
 
 
-def check(engine: Engine, plain: Plain, prompts: Sequence[Prompt], sites: Sequence[Site]) -> None:
-    """Compare one batch at some sites."""
-    pooled = engine.pool(prompts, range(N_LAYERS + 1), sites, OFFSETS)
+def check(engine: Engine, plain: Plain, prompts: Sequence[Prompt], sites: Sequence[Site], n_shared: int = 0) -> None:
+    """Compare one batch at some sites, computed with the prefix of so many tokens that its prompts share."""
+    everything = range(N_LAYERS + 1)
+    prefix = engine.share(prompts, everything, sites, OFFSETS)
+    assert (prefix.n_tokens if prefix else 0) == n_shared
+    pooled = engine.pool(prompts, everything, sites, OFFSETS, prefix)
     components = {site.component for site in sites}
     states = {(prompt, component): plain.states(prompt.ids, component) for prompt in prompts for component in components}
     for site in sites:
@@ -84,6 +88,53 @@ def test_every_component_at_every_position_equals_plain_transformers(name: str, 
     prompts = [prompt_of(rng, *shape) for shape in shapes]
     sites = [Site(component, position) for component in components_of(name) for position in POSITIONS]
     check(engine_of(directories[name]), Plain(name, directories[name]), prompts, sites)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_shared_prefix_computed_once_gives_the_numbers_of_whole_prompts(name: str, directories: dict[str, Path]) -> None:
+    rng = np.random.default_rng(2)
+    shared = tuple(rng.integers(3, VOCABULARY, 21).tolist())  # longer than the sliding windows
+    prompts = [_after(shared, prompt_of(rng, *shape)) for shape in [(0, 1, 0), (3, 9, 0), (2, 17, 5), (1, 20, 1)]]
+    sites = [Site(component, position) for component in components_of(name) for position in POSITIONS]
+    n_shared = len(shared) if name in CAUSAL else 0
+    check(engine_of(directories[name]), Plain(name, directories[name]), prompts, sites, n_shared)
+
+
+def _after(shared: tuple[int, ...], prompt: Prompt) -> Prompt:
+    n = len(shared)
+    return Prompt((*shared, *prompt.ids), prompt.start + n, prompt.stop + n, prompt.prompt_stop + n)
+
+
+@given(
+    shared=st.lists(st.integers(3, 5), max_size=14).map(tuple),
+    shapes=st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=4),
+    offsets=st.lists(st.integers(-3, 2), max_size=3).map(tuple),
+)
+def test_the_shared_prefix_is_the_longest_that_no_site_reads_into(
+    shared: tuple[int, ...], shapes: list[tuple[int, int, int]], offsets: tuple[int, ...]
+) -> None:
+    prompts = [_after(shared, prompt_of(np.random.default_rng(row % 2), *shape)) for row, shape in enumerate(shapes)]
+    read = [min(p.start, p.prompt_stop - 1, *(p.stop - 1 + offset for offset in offsets)) for p in prompts]
+    longest = max(n for n in range(min(len(p.ids) for p in prompts)) if n <= max(0, min(read)) and _alike(prompts, n))
+    assert shared_length(prompts, offsets) == (longest if longest >= 8 and len(prompts) > 1 else 0)
+
+
+def _alike(prompts: Sequence[Prompt], n_tokens: int) -> bool:
+    return len({prompt.ids[:n_tokens] for prompt in prompts}) == 1
+
+
+@pytest.mark.parametrize("layers", [[0], [1], [0, 2], [3]])
+def test_a_prefix_reaches_as_deep_as_the_layers_asked_for(layers: list[int], directories: dict[str, Path]) -> None:
+    engine, plain = _loaded("gpt2", directories["gpt2"])
+    rng = np.random.default_rng(3)
+    prompts = [_after(tuple(range(3, 19)), prompt_of(rng, 2, 5 + row, 3)) for row in range(3)]
+    sites = [Site("resid", "last"), Site("resid", "prompt_mean")]
+    prefix = engine.share(prompts, layers, sites)
+    assert (prefix is None) == (layers == [0])
+    pooled = engine.pool(prompts, layers, sites, (), prefix)
+    for site in sites:
+        theirs = [expected(plain.states(prompt.ids, "resid")[layers], prompt, site.position) for prompt in prompts]
+        assert_close(pooled[site].numpy(), np.stack(theirs, axis=1))
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "bert"])

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
 from analyze.query import Run
+from extract.compute import ExtractionError
 from extract.corpus import read_corpus
 from extract.models import Model
 from extract.request import Request
 from extract.run import Plan, extract_missing, plan_run
-from extract.shard import ExtractionError, extract_shard
+from extract.shard import extract_shard
 
 SITES = "resid.all,resid.last,resid.mean"
 

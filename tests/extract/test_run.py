@@ -53,6 +53,7 @@ def done(request: Request, store: Path) -> Plan:
     return plan
 
 
+@pytest.mark.slow
 def test_200_utterances_of_mixed_length_equal_plain_transformers_one_by_one(builtin_model: Model, tmp_path: Path) -> None:
     corpus = read_corpus("builtin")
     by_length = np.argsort([len(text) for text in corpus.table["text"].to_pylist()], kind="stable")

@@ -29,7 +29,7 @@ def test_anything_else_is_no_site_and_the_message_names_those_that_are(text: str
     if text.strip() in real:
         assert str(Site.parse(text)) == text.strip()
         return
-    with pytest.raises(ValueError, match=r"choose from .*resid\.last") as caught:
+    with pytest.raises(ValueError, match=r"join one of resid, .* such as resid\.last") as caught:
         Site.parse(text)
     assert repr(text.strip()) in str(caught.value)
 

@@ -1,0 +1,138 @@
+"""How fast extraction is on this machine, beside what its matrix products alone would take.
+
+The limit multiplies random tokens by the weights of every linear map in the blocks, at the model's own shapes and in its
+precision, and does nothing else: no attention, no norms, no tokenizer, no disk. Peak numbers of a data sheet were
+rejected as a limit: no program reaches them at the shapes of a small model.
+"""
+
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn.functional import linear
+
+from extract.engine import Engine, default_device, engine
+from extract.models import find_model
+from extract.request import Request
+from extract.run import extract_missing, plan_run
+
+LIMIT_TOKENS = (1024, 2048, 4096)
+"""Batch sizes at which the limit is measured; the best counts."""
+
+_REPEATS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What one extraction took."""
+
+    device: str
+    """Where it computed."""
+    dtype: str
+    """Compute dtype."""
+    n_rows: int
+    """Utterances."""
+    n_tokens: int
+    """Tokens of their prompts, padding not counted."""
+    plan_seconds: float
+    """Tokenizing, and making the run."""
+    compute_seconds: float
+    """From token ids to pooled hidden states on the host."""
+    write_seconds: float
+    """Making them durable."""
+    limit: float
+    """Tokens/s of the matrix products alone."""
+    peak_bytes: int
+    """Most memory this process has held; on a GPU, most memory of the GPU."""
+
+    @property
+    def seconds(self) -> float:
+        """All of it, but loading the model."""
+        return self.plan_seconds + self.compute_seconds + self.write_seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens by the time of all of it."""
+        return self.n_tokens / self.seconds
+
+    @property
+    def share(self) -> float:
+        """Share of the matrix-product limit."""
+        return self.tokens_per_second / self.limit
+
+
+def measure_speed(request: Request) -> Speed:
+    """Extract into a temporary store, with the model loaded before the clock starts.
+
+    Raises:
+        ValueError: as from `plan_run`.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        few = plan_run(replace(request, corpus=request.corpus.head(8)), f"{directory}/warm")
+        extract_missing(few)
+        loaded = _engine_of(request, few.run.manifest.identity.attention)
+        if loaded.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(loaded.device)
+        began = time.perf_counter()
+        plan = plan_run(request, f"{directory}/store")
+        planned = time.perf_counter()
+        receipts = extract_missing(plan)
+        done = time.perf_counter()
+    write = sum(receipt.seconds["write"] for receipt in receipts)
+    return Speed(
+        device=receipts[0].device,
+        dtype=request.compute_dtype,
+        n_rows=sum(receipt.n_rows for receipt in receipts),
+        n_tokens=sum(receipt.n_tokens for receipt in receipts),
+        plan_seconds=planned - began,
+        compute_seconds=done - planned - write,
+        write_seconds=write,
+        limit=product_limit(loaded),
+        peak_bytes=_peak_bytes(loaded.device),
+    )
+
+
+def product_limit(loaded: Engine, sizes: Sequence[int] = LIMIT_TOKENS) -> float:
+    """Tokens/s when the linear maps of all blocks are all there is to do, at the best of some batch sizes."""
+    return max(n_tokens / _products_seconds(loaded, n_tokens) for n_tokens in sizes)
+
+
+@torch.inference_mode()
+def _products_seconds(loaded: Engine, n_tokens: int) -> float:
+    weights = loaded.block_weights()
+    generator = torch.Generator(device=loaded.device).manual_seed(0)
+    widths = {weight.shape[1] for weight in weights}
+    inputs = {
+        width: torch.randn(n_tokens, width, generator=generator, device=loaded.device, dtype=weights[0].dtype)
+        for width in sorted(widths)
+    }
+
+    def multiply() -> None:
+        for weight in weights:
+            linear(inputs[weight.shape[1]], weight)
+        if loaded.device.type == "cuda":
+            torch.cuda.synchronize(loaded.device)
+
+    multiply()
+    return statistics.median(_seconds(multiply) for _ in range(_REPEATS))
+
+
+def _engine_of(request: Request, attention: str) -> Engine:
+    model = find_model(request.model)
+    return engine(model.directory, model.weights_identity, request.compute_dtype, attention, default_device())
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began

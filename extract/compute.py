@@ -1,0 +1,152 @@
+"""A shard's token ids to its arrays in stored form: batches through the engine, one of them ahead of what is being kept.
+
+While the device computes a batch, the host converts and places the one before. A batch that does not fit into memory is
+halved until it does: shrinking the budget for the rest was rejected, because then a shard's bytes would depend on where
+the memory ran out.
+
+Shape suffixes: L layers, N rows of the shard, B rows of a batch, D width.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from extract.encoding import UnfitValueError, Values, to_stored
+from extract.engine import Engine, plan_batches
+from extract.prefix import Prefix
+from extract.sites import Site
+from extract.store import StoredRun
+from extract.tokens import Prompt
+
+
+class ExtractionError(RuntimeError):
+    """A shard could not be computed; the message names the row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """What a shard holds."""
+
+    arrays: dict[str, Values]
+    """For each site its values in stored form, of the shape `StoredRun.layout` says."""
+    n_shared: int
+    """Tokens that all prompts begin with and that were computed once."""
+    n_halved: int
+    """Batches that did not fit into memory and were cut in two."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pooled:
+    """A batch on its way."""
+
+    rows: list[int]
+    """Its rows, counted in the shard."""
+    states: dict[Site, torch.Tensor]
+    """What each site keeps of them, perhaps still being computed."""
+    mark: object
+    """When it is computed (Engine.mark)."""
+
+
+def compute_shard(
+    loaded: Engine,
+    run: StoredRun,
+    shard: int,
+    prompts: Sequence[Prompt],
+    row_offsets: Sequence[int],
+    on_rows: Callable[[int], None],
+) -> Computed:
+    """Compute one shard.
+
+    Args:
+        row_offsets: where the utterance's own tokens of each row begin among those of all, and where the last end.
+        on_rows: called with the number of rows computed, batch by batch.
+
+    Raises:
+        ExtractionError: a hidden state is not finite or does not fit the stored dtype, or a row does not fit into memory.
+    """
+    return _Shard(loaded, run, shard, prompts, row_offsets).compute(on_rows)
+
+
+class _Shard:
+    """The work on one shard."""
+
+    def __init__(
+        self, loaded: Engine, run: StoredRun, shard: int, prompts: Sequence[Prompt], row_offsets: Sequence[int]
+    ) -> None:
+        self._loaded, self._run, self._first_row = loaded, run, run.shard_rows(shard)[0]
+        self._prompts, self._row_offsets = prompts, row_offsets
+        self._identity = run.manifest.identity
+        self._sites = [Site.parse(site) for site in self._identity.sites]
+        layouts = {str(site): run.layout(shard, str(site), row_offsets) for site in self._sites}
+        self._arrays: dict[str, Values] = {site: np.empty(layout.shape, layout.dtype) for site, layout in layouts.items()}
+        self._n_halved = 0
+
+    def compute(self, on_rows: Callable[[int], None]) -> Computed:
+        prefix = self._loaded.share(self._prompts, self._identity.layers, self._sites, self._identity.offsets)
+        n_shared = 0 if prefix is None else prefix.n_tokens
+        lengths = [len(prompt.ids) - n_shared for prompt in self._prompts]
+        before: _Pooled | None = None
+        for rows in plan_batches(lengths, self._run.manifest.token_budget, n_shared):
+            for pooled in self._pooled(rows, prefix):
+                if before is not None:
+                    self._keep(before)
+                before = pooled
+            on_rows(len(rows))
+        if before is not None:
+            self._keep(before)
+        return Computed(self._arrays, n_shared, self._n_halved)
+
+    def _pooled(self, rows: list[int], prefix: Prefix | None) -> Iterator[_Pooled]:
+        """A batch, or its halves where it does not fit into memory."""
+        prompts = [self._prompts[row] for row in rows]
+        states: dict[Site, torch.Tensor] | None = None
+        try:
+            states = self._loaded.pool(prompts, self._identity.layers, self._sites, self._identity.offsets, prefix)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if len(rows) == 1:
+                n_tokens = len(prompts[0].ids)
+                raise ExtractionError(
+                    f"row {self._first_row + rows[0]:,}: its {n_tokens:,} tokens do not fit into the memory of "
+                    f"{self._loaded.device}; shorten it, or take a larger device"
+                ) from error
+        if states is not None:  # what failed is forgotten by now, and its memory free
+            yield _Pooled(rows, states, self._loaded.mark())
+            return
+        self._n_halved += 1
+        self._loaded.free_memory()
+        middle = len(rows) // 2
+        yield from self._pooled(rows[:middle], prefix)
+        yield from self._pooled(rows[middle:], prefix)
+
+    def _keep(self, pooled: _Pooled) -> None:
+        with self._loaded.after(pooled.mark):
+            for site, states_LBD in pooled.states.items():
+                places = _tokens_of(pooled.rows, self._row_offsets) if site.position == "all" else np.asarray(pooled.rows)
+                try:
+                    values_LBD = to_stored(states_LBD, self._identity.stored_dtype)
+                except UnfitValueError as error:
+                    raise ExtractionError(self._unfit_sentence(error, site, int(places[error.index[1]]))) from error
+                self._arrays[str(site)][:, places] = values_LBD
+
+    def _unfit_sentence(self, error: UnfitValueError, site: Site, place: int) -> str:
+        row = int(np.searchsorted(self._row_offsets, place, side="right")) - 1 if site.position == "all" else place
+        layer = self._run.layers(str(site))[error.index[0]]
+        where = f"row {self._first_row + row:,}, layer {layer}, {site}"
+        if np.isfinite(error.value):
+            stored = self._identity.stored_dtype
+            return f"{where}: the value {error.value:g} does not fit into {stored}; store bfloat16 or float32 instead"
+        return f"{where}: the hidden state is not finite ({error.value}); try --dtype float32"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _tokens_of(rows: Sequence[int], row_offsets: Sequence[int]) -> NDArray[np.int64]:
+    """Where the tokens of some rows are in an array of tokens."""
+    return np.concatenate([np.arange(row_offsets[row], row_offsets[row + 1]) for row in rows])
