@@ -83,9 +83,10 @@ def nnsight_sorted(directory: str) -> Pass:
         for ids_BT, lengths_B in _sorted_batches(tokenizer, texts):
             mask_BT = (torch.arange(ids_BT.shape[1]) < lengths_B[:, None]).long()
             with model.trace({"input_ids": ids_BT, "attention_mask": mask_BT}) as tracer:
-                saved = [model.model.embed_tokens.output.save()]
+                saved = list().save()  # type: ignore[attr-defined]  # nnsight gives every object this method  # noqa: C408
+                saved.append(model.model.embed_tokens.output)
                 for block in blocks:
-                    saved.append(block.output.save())
+                    saved.append(block.output)
                 tracer.stop()
             _keep(torch.stack([each if isinstance(each, torch.Tensor) else each[0] for each in saved]), lengths_B)
         return _n_tokens(tokenizer, texts)
