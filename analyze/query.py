@@ -176,6 +176,7 @@ class Run:
 
     def _read(self, site: str, layer: int, rows: NDArray[np.int64], dtype: np.dtype[Any]) -> tuple[Values, NDArray[np.int64]]:
         """Hidden states of ascending rows, and how many entries of the array belong to each row."""
+        rows = np.asarray(rows, np.int64)
         if len(rows) and (rows[0] < 0 or rows[-1] >= self.manifest.n_rows or (np.diff(rows) <= 0).any()):
             raise ValueError(f"rows must ascend, without repeats, from 0 to {self.manifest.n_rows - 1:,} at most")
         receipts = self._receipts()

@@ -134,7 +134,8 @@ def split(ours: Sequence[Speed]) -> str:
 
 
 def _without_paths(arguments: argparse.Namespace) -> list[str]:
-    return [f"--rows {arguments.rows}", f"--rounds {arguments.rounds}", f"--corpus {Path(arguments.corpus).name}"]
+    options = {name: value for name, value in vars(arguments).items() if value is not None}
+    return [f"--{name.replace('_', '-')} {Path(str(value)).name}" for name, value in options.items()]
 
 
 if __name__ == "__main__":

@@ -94,9 +94,17 @@ def find_final_norm(model: Any) -> nn.Module | None:
             returned = first_tensor(model(input_ids=_ids(model))[0])
     (block_TD,) = caught
     for call in calls:
-        if _same(call.read, block_TD) and _same(call.wrote, returned):
+        if _same(call.read, block_TD) and _same(call.wrote, returned) and _only_norms(call):
             return call.module
     return None
+
+
+def _only_norms(call: _Call) -> bool:
+    """Whether a module keeps the width and has no linear map, as a projection behind the last block has (OPT-350M)."""
+    assert call.read is not None
+    assert call.wrote is not None
+    linear = any(isinstance(module, nn.Linear) for module in call.module.modules())
+    return call.wrote.shape == call.read.shape and not linear
 
 
 def _explanations(calls: list[_Call]) -> Iterator[Contributions]:

@@ -37,7 +37,7 @@ class Speed:
     n_rows: int
     """Utterances."""
     n_tokens: int
-    """Tokens of their prompts, padding not counted."""
+    """Tokens that were computed, padding not counted, and what all prompts begin with once for each shard."""
     plan_seconds: float
     """Tokenizing, and making the run."""
     compute_seconds: float
@@ -87,35 +87,35 @@ def measure_speed(request: Request) -> Speed:
         device=receipts[0].device,
         dtype=request.compute_dtype,
         n_rows=sum(receipt.n_rows for receipt in receipts),
-        n_tokens=sum(receipt.n_tokens for receipt in receipts),
+        n_tokens=sum(receipt.n_tokens - receipt.n_shared * (receipt.n_rows - 1) for receipt in receipts),
         plan_seconds=planned - began,
         compute_seconds=done - planned - write,
         write_seconds=write,
-        limit=product_limit(loaded),
+        limit=product_limit(loaded, max(1, *plan.run.manifest.identity.layers)),
         peak_bytes=_peak_bytes(loaded.device),
     )
 
 
-def product_limit(loaded: Engine, sizes: Sequence[int] = LIMIT_TOKENS) -> float:
-    """Tokens/s when the linear maps of all blocks are all there is to do, at the best of some batch sizes."""
-    return max(n_tokens / _products_seconds(loaded, n_tokens) for n_tokens in sizes)
+def product_limit(loaded: Engine, deepest: int, sizes: Sequence[int] = LIMIT_TOKENS) -> float:
+    """Tokens/s when the linear maps of blocks 1 to `deepest` are all there is to do, at the best of some batch sizes."""
+    weights = loaded.block_weights(deepest)
+    return max(n_tokens / _products_seconds(loaded.device, weights, n_tokens) for n_tokens in sizes)
 
 
 @torch.inference_mode()
-def _products_seconds(loaded: Engine, n_tokens: int) -> float:
-    weights = loaded.block_weights()
-    generator = torch.Generator(device=loaded.device).manual_seed(0)
+def _products_seconds(device: torch.device, weights: Sequence[torch.Tensor], n_tokens: int) -> float:
+    generator = torch.Generator(device=device).manual_seed(0)
     widths = {weight.shape[1] for weight in weights}
     inputs = {
-        width: torch.randn(n_tokens, width, generator=generator, device=loaded.device, dtype=weights[0].dtype)
+        width: torch.randn(n_tokens, width, generator=generator, device=device, dtype=weights[0].dtype)
         for width in sorted(widths)
     }
 
     def multiply() -> None:
         for weight in weights:
             linear(inputs[weight.shape[1]], weight)
-        if loaded.device.type == "cuda":
-            torch.cuda.synchronize(loaded.device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
     multiply()
     return statistics.median(_seconds(multiply) for _ in range(_REPEATS))

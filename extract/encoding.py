@@ -260,15 +260,18 @@ class Layout:
         if held != size:
             raise ValueError(f"it holds {held:,} bytes, not the {size:,} that were written")
         file.seek(max(0, size - self.index_bytes))
-        index = self.read_index(file.read(self.index_bytes), size)
-        buffer = np.empty(index[:, 1].max(), np.uint8)
+        tail = np.empty(min(self.index_bytes, size), np.uint8)
+        _fill(file, tail)
+        index = self.read_index(tail.tobytes(), size)
+        buffer, crc = np.empty(index[:, 1].max(), np.uint8), np.empty(_CRC_BYTES, np.uint8)
         for number, (offset, length) in enumerate(index.tolist()):
             place = hidden[number * self.chunk : (number + 1) * self.chunk]
             file.seek(offset)
             if self._is_stored_as(place, length):
                 data = place.reshape(-1).view(np.uint8)
                 _fill(file, data)
-                self._check(data, file.read(_CRC_BYTES), number)
+                _fill(file, crc)
+                self._check(data, crc.tobytes(), number)
             else:
                 _fill(file, buffer[:length])
                 decode_into(place, self.decode(buffer[:length], number), self.stored_dtype)
@@ -314,9 +317,12 @@ _BLOSC = {"lz4": Blosc(cname="lz4", clevel=5, shuffle=Blosc.BITSHUFFLE)}
 
 
 def _fill(file: BinaryIO, buffer: NDArray[np.uint8]) -> None:
-    n_read = file.readinto(buffer.data)  # type: ignore[attr-defined]  # every file here has it
-    if n_read != len(buffer):
-        raise ValueError("it ends too early")
+    filled = 0
+    while filled < len(buffer):  # a network mount may give less at a time
+        n_read = file.readinto(buffer[filled:].data)  # type: ignore[attr-defined]  # every file here has it
+        if not n_read:
+            raise ValueError("it ends too early")
+        filled += n_read
 
 
 def _crc(data: Part) -> bytes:

@@ -15,7 +15,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,7 @@ class Engine:
         self.device = torch.device(device)
         """Where the model computes."""
         self._fetching = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._found: dict[str, Mapping[int, nn.Module]] = {}
         self._resumes = goes_on_from_keys_and_values(self._model)
         self.causal = True
         """Whether a token's state is independent of the tokens after it; measured below with the mask left out."""
@@ -177,9 +178,9 @@ class Engine:
         """Number of blocks, L."""
         return len(self._blocks)
 
-    def block_weights(self) -> list[torch.Tensor]:
-        """The weights of every linear map in the blocks, (out, in) each; not of experts stacked in one tensor."""
-        modules = [module for block in self._blocks for module in block.modules()]
+    def block_weights(self, deepest: int) -> list[torch.Tensor]:
+        """The weights of every linear map in the first blocks, (out, in) each; not of experts stacked in one tensor."""
+        modules = [module for block in self._blocks[:deepest] for module in block.modules()]
         linears = [module.weight for module in modules if isinstance(module, nn.Linear)]
         return linears + [module.weight.T for module in modules if isinstance(module, Conv1D)]
 
@@ -334,9 +335,13 @@ class Engine:
             handles.append(block.register_forward_hook(end) if deepest else block.register_forward_pre_hook(end))
         return handles
 
-    @cache  # noqa: B019 - an engine lives as long as its process
     def _modules(self, component: str) -> Mapping[int, nn.Module]:
         """By layer, the modules whose output a component is."""
+        if component not in self._found:
+            self._found[component] = self._find_modules(component)
+        return self._found[component]
+
+    def _find_modules(self, component: str) -> Mapping[int, nn.Module]:
         match component:
             case "resid":
                 return dict(enumerate(self._blocks, start=1))

@@ -28,7 +28,7 @@ _TEXT = "{{ text }}"
 _MARKER = "\N{LEFT WHITE SQUARE BRACKET}utterance\N{RIGHT WHITE SQUARE BRACKET}"
 _VARIABLES = ("text", "system", "bos_token", "eos_token")
 _TEXTS_AT_ONCE = 4096
-_DATE_FORMS = (*"aAwdbBmyYHIpMSfjUWcxX", "-d", "-m")
+_DATE_FORMS = (*"aAwdbBmyYHIpMSfjUWcxXeFDTRuVGZz", "-d", "-m", "-I", "-H")
 
 
 class Template:
@@ -110,8 +110,7 @@ class Template:
         if self.source == RAW:
             return text
         rendered = self._render(text)
-        fits = rendered.startswith(self._head) and rendered.endswith(self._tail)
-        if not fits or len(rendered) < len(self._head) + len(self._tail):
+        if rendered not in (f"{self._head}{written}{self._tail}" for written in (text, text.strip())):
             raise ValueError(
                 f"the template writes other words around {text[:60]!r} than around other texts, so where the utterance begins "
                 "and ends is not known; use a template that does not depend on the text"
@@ -149,8 +148,12 @@ class Template:
                 f"template {name!r} writes the text {len(parts) - 1} times instead of once, "
                 "so where the utterance begins and ends is not known; use --template raw"
             )
-        if self._system and self._system.strip() not in rendered:
-            raise ValueError(f"template {name!r} does not write the system prompt, so the model would not see it")
+        if self._system:
+            system, self._system = self._system, ""
+            alike = self._render(_MARKER) == rendered
+            self._system = system
+            if alike or system.strip() not in rendered:
+                raise ValueError(f"template {name!r} does not write the system prompt, so the model would not see it")
         return parts[0], parts[1]
 
     def _begins_as_the_tokenizer_does(self) -> bool:
@@ -169,10 +172,11 @@ def _read_source(name: str) -> str:
     if "{{" in name:
         return name
     path = Path(name).expanduser()
-    if not path.is_file():
-        raise ValueError(f"there is no template {name!r}; choose from {', '.join(NAMES)}, a Jinja file, or Jinja with {_TEXT}")
     try:
         return path.read_text("utf-8")
+    except FileNotFoundError as error:
+        known = f"{', '.join(NAMES)}, a Jinja file, or Jinja with {_TEXT}"
+        raise ValueError(f"there is no template {name!r}; choose from {known}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the template {name}: {error}") from error
 

@@ -1,13 +1,14 @@
 """A run of three tiny shards whose numbers are known, made without a model: each state says whose it is."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from extract.corpus import texts_digest
-from extract.documents import Manifest, Receipt, now
+from extract.documents import Manifest, Receipt, StoredObject, now
 from extract.identity import Identity
 from extract.request import DEFAULT_DATE
 from extract.store import Store, StoredRun
@@ -25,33 +26,32 @@ def planted(site: str, layer: int, rows: Sequence[int]) -> NDArray[np.float32]:
     return np.array([[layer * 1000 + row * 10 + token + d / 4 for d in range(WIDTH)] for row, token in tokens], np.float32)
 
 
-def plant_run(store: Store, compression: str = "none") -> StoredRun:
-    """A run of three shards, none of which exists yet."""
-    prompts = [_prompt(row) for row in range(ROWS)]
-    columns = {name: [getattr(prompt, name) for prompt in prompts] for name in ("start", "stop", "prompt_stop", "truncated")}
-    tokens = pa.table({"row": range(ROWS), "ids": [prompt.ids for prompt in prompts], **columns})
-    utterances = pa.table({"row": range(ROWS), "utterance_id": [f"u{row}" for row in range(ROWS)], "text": ["text"] * ROWS})
-    identity = Identity(
-        weights="sha256:" + "0" * 64,
-        tokenizer="0" * 64,
-        template="",
-        continuation="",
-        corpus=texts_digest(utterances),
-        sites=SITES,
-        offsets=(),
-        layers=LAYERS,
-        compute_dtype="float32",
-        stored_dtype="float32",
-        attention="sdpa",
-        truncate=False,
-    )
-    manifest = Manifest(
+IDENTITY = Identity(
+    weights="sha256:" + "0" * 64,
+    tokenizer="0" * 64,
+    template="",
+    continuation="",
+    corpus="0" * 64,
+    sites=SITES,
+    offsets=(),
+    layers=LAYERS,
+    compute_dtype="float32",
+    stored_dtype="float32",
+    attention="sdpa",
+    truncate=False,
+)
+"""Of a run that no model made."""
+
+
+def manifest_of(identity: Identity, n_rows: int, width: int, rows_per_shard: int, compression: str = "none") -> Manifest:
+    """The manifest of a run that no model made."""
+    return Manifest(
         run_id=identity.run_id,
         identity=identity,
-        n_rows=ROWS,
-        n_layers=max(LAYERS),
-        width=WIDTH,
-        rows_per_shard=ROWS_PER_SHARD,
+        n_rows=n_rows,
+        n_layers=max(identity.layers),
+        width=width,
+        rows_per_shard=rows_per_shard,
         token_budget=4096,
         compression=compression,
         tables=(),
@@ -62,15 +62,19 @@ def plant_run(store: Store, compression: str = "none") -> StoredRun:
         corpus="planted",
         created=now(),
     )
-    return store.create_run(manifest, {"utterances": utterances, "tokens": tokens})
 
 
-def write_planted(run: StoredRun, shard: int, entry: int) -> Receipt:
-    """Write an attempt at a shard that began when its log held `entry` entries; nothing is committed."""
+def receipt_of(
+    run: StoredRun,
+    shard: int,
+    entry: int,
+    written: tuple[str, tuple[StoredObject, ...]],
+    tokens: str = "0" * 64,
+    n_tokens: int = 0,
+) -> Receipt:
+    """The receipt of an attempt that no model made."""
     start, stop = run.shard_rows(shard)
-    prompts = run.prompts(shard)
-    arrays = {site: np.stack([planted(site, layer, range(start, stop)) for layer in LAYERS]) for site in SITES}
-    attempt, objects = run.write_attempt(shard, arrays, offsets_of(prompts))
+    attempt, objects = written
     return Receipt(
         run_id=run.run_id,
         shard=shard,
@@ -79,8 +83,8 @@ def write_planted(run: StoredRun, shard: int, entry: int) -> Receipt:
         stop=stop,
         attempt=attempt,
         objects=objects,
-        tokens=tokens_digest(prompts),
-        n_tokens=sum(len(prompt.ids) for prompt in prompts),
+        tokens=tokens,
+        n_tokens=n_tokens,
         n_truncated=0,
         n_shared=0,
         n_halved=0,
@@ -92,6 +96,26 @@ def write_planted(run: StoredRun, shard: int, entry: int) -> Receipt:
         versions={},
         finished=now(),
     )
+
+
+def plant_run(store: Store, compression: str = "none") -> StoredRun:
+    """A run of three shards, none of which exists yet."""
+    prompts = [_prompt(row) for row in range(ROWS)]
+    columns = {name: [getattr(prompt, name) for prompt in prompts] for name in ("start", "stop", "prompt_stop", "truncated")}
+    tokens = pa.table({"row": range(ROWS), "ids": [prompt.ids for prompt in prompts], **columns})
+    utterances = pa.table({"row": range(ROWS), "utterance_id": [f"u{row}" for row in range(ROWS)], "text": ["text"] * ROWS})
+    identity = replace(IDENTITY, corpus=texts_digest(utterances))
+    manifest = manifest_of(identity, ROWS, WIDTH, ROWS_PER_SHARD, compression)
+    return store.create_run(manifest, {"utterances": utterances, "tokens": tokens})
+
+
+def write_planted(run: StoredRun, shard: int, entry: int) -> Receipt:
+    """Write an attempt at a shard that began when its log held `entry` entries; nothing is committed."""
+    start, stop = run.shard_rows(shard)
+    prompts = run.prompts(shard)
+    arrays = {site: np.stack([planted(site, layer, range(start, stop)) for layer in LAYERS]) for site in SITES}
+    written = run.write_attempt(shard, arrays, offsets_of(prompts))
+    return receipt_of(run, shard, entry, written, tokens_digest(prompts), sum(len(prompt.ids) for prompt in prompts))
 
 
 def _n_tokens(row: int) -> int:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,11 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from analyze.query import Run
-from extract.documents import Manifest, Receipt, now
 from extract.encoding import to_stored
-from extract.identity import Identity
-from extract.request import DEFAULT_DATE
 from extract.store import Store, StoredRun
+from tests.planted import IDENTITY, manifest_of, receipt_of
 
 Columns = Mapping[str, Sequence[object]]
 
@@ -48,37 +46,8 @@ class Plant:
         n_rows = len(lengths) or n_entries
         site = "resid.offset" if offsets else "resid.all" if lengths else "resid.last"
         layers = layers or tuple(range(n_layers))
-        identity = Identity(
-            weights="sha256:" + "0" * 64,
-            tokenizer="0" * 64,
-            template="",
-            continuation="",
-            corpus="0" * 64,
-            sites=(site,),
-            offsets=offsets,
-            layers=layers,
-            compute_dtype="float32",
-            stored_dtype=stored_dtype,
-            attention="sdpa",
-            truncate=False,
-        )
-        manifest = Manifest(
-            run_id=identity.run_id,
-            identity=identity,
-            n_rows=n_rows,
-            n_layers=max(layers),
-            width=width,
-            rows_per_shard=rows_per_shard,
-            token_budget=4096,
-            compression="none",
-            tables=(),
-            model="planted",
-            template="raw",
-            system="",
-            date=DEFAULT_DATE,
-            corpus="planted",
-            created=now(),
-        )
+        identity = replace(IDENTITY, sites=(site,), offsets=offsets, layers=layers, stored_dtype=stored_dtype)
+        manifest = manifest_of(identity, n_rows, width, rows_per_shard)
         base = {"row": range(n_rows), "utterance_id": [f"u{row}" for row in range(n_rows)], "text": ["text"] * n_rows}
         utterances = pa.table({name: list(values) for name, values in (base | dict(columns)).items()})
         store = Store.open(str(self.factory.mktemp("store")), create=True)
@@ -94,31 +63,8 @@ def _write_shard(stored: StoredRun, shard: int, site: str, hidden: NDArray[np.fl
     row_offsets = [bound - bounds[start] for bound in bounds[start : stop + 1]]
     part = torch.from_numpy(hidden[:, bounds[start] : bounds[stop]].copy())
     values = to_stored(part, stored.manifest.identity.stored_dtype)
-    attempt, objects = stored.write_attempt(shard, {site: values}, row_offsets)
-    committed = stored.commit(
-        Receipt(
-            run_id=stored.run_id,
-            shard=shard,
-            entry=0,
-            start=start,
-            stop=stop,
-            attempt=attempt,
-            objects=objects,
-            tokens="0" * 64,
-            n_tokens=stop - start,
-            n_truncated=0,
-            n_shared=0,
-            n_halved=0,
-            token_budget=stored.manifest.token_budget,
-            compression=stored.manifest.compression,
-            device="none",
-            host="none",
-            seconds={},
-            versions={},
-            finished=now(),
-        )
-    )
-    assert committed
+    written = stored.write_attempt(shard, {site: values}, row_offsets)
+    assert stored.commit(receipt_of(stored, shard, 0, written, n_tokens=stop - start))
 
 
 @pytest.fixture(scope="session")

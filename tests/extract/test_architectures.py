@@ -2,20 +2,23 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from transformers import AutoModel
 
 from extract.engine import Engine, default_attention
 from extract.models import Model
 from extract.prefix import shared_length
 from extract.sites import COMPONENTS, POSITIONS, Site
 from extract.tokens import Prompt
-from tests.extract.architectures import ARCHITECTURES, CAUSAL, N_LAYERS, VOCABULARY, Plain
+from tests.extract.architectures import ARCHITECTURES, CAUSAL, N_LAYERS, VOCABULARY, Architecture, Plain
 
 OFFSETS = (0, 1, 4)
 TOLERANCE = 1e-4
@@ -177,9 +180,30 @@ def test_the_final_norm_of_a_model_that_has_none_is_refused(directories: dict[st
         engine_of(directories["bert"]).check_components(["final_norm"])
 
 
-def test_what_blocks_add_is_refused_where_it_cannot_be_told(tmp_path: Path) -> None:
-    from tests.extract.architectures import Architecture
+def test_no_prefix_is_shared_where_positions_turn_by_the_length_of_the_text(tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    Architecture("LlamaConfig", {**ARCHITECTURES["llama"].options, "rope_parameters": rope}).save(tmp_path)
+    rng = np.random.default_rng(4)
+    prompts = [_after(tuple(range(3, 19)), prompt_of(rng, 2, 5 + row, 3)) for row in range(3)]
+    assert engine_of(tmp_path).share(prompts, [3], [Site("resid", "last")]) is None
 
+
+def test_a_projection_behind_the_last_block_is_no_norm(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "hidden_size": 32,
+        "ffn_dim": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "word_embed_proj_dim": 16,
+    }
+    options |= {"do_layer_norm_before": False, "max_position_embeddings": 64, "vocab_size": VOCABULARY}
+    factory: Any = AutoModel
+    factory.from_config(transformers.OPTConfig(**options)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no norm after its last block"):
+        engine_of(tmp_path).check_components(["final_norm"])
+
+
+def test_what_blocks_add_is_refused_where_it_cannot_be_told(tmp_path: Path) -> None:
     scaled = Architecture("GraniteConfig", {**ARCHITECTURES["llama"].options, "residual_multiplier": 0.5})
     scaled.save(tmp_path)
     engine = engine_of(tmp_path)

@@ -295,6 +295,9 @@ def test_a_chat_template_that_writes_the_date_is_told_a_fixed_one(builtin_model:
         ("{{ text }} {{ text }}", {}, "writes the text 2 times"),
         ("{{ 'text' }}", {}, "writes the text 0 times"),
         ("{% if text | length > 3 %}long: {% endif %}{{ text }}", {}, "writes other words around 'no'"),
+        ("{% if text | length > 12 %}long: {% endif %}{{ text }}", {}, "writes other words around 'longer than that'"),
+        ("{{ text }}{% if text | length < 3 %}{{ text }}{% endif %}", {}, "writes other words around 'no'"),
+        ("x" * 300, {}, "cannot read the template"),
         ("{{ text.__class__.__mro__ }}", {}, "cannot be rendered|writes the text 0 times"),
         ("{{ raise() }}{{ text }}", {}, "uses 'raise'"),
         ("raw", {"date": "yesterday"}, "is no date"),
@@ -313,6 +316,8 @@ def test_a_chat_template_that_forgets_or_refuses_the_system_prompt_is_refused(bu
     tokenizer.chat_template = "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(ValueError, match="does not write the system prompt"):
         Template("chat", tokenizer, system="Be calm.")
+    with pytest.raises(ValueError, match="does not write the system prompt"):
+        Template("chat", tokenizer, system="⟦")
     tokenizer.chat_template = "{{ raise_exception('no system role') }}"
     with pytest.raises(ValueError, match="cannot be rendered: no system role"):
         Template("chat", tokenizer, system="Be calm.")
