@@ -32,9 +32,11 @@ from first_run import commit, processor
 from numcodecs import blosc, zstd
 
 from cluster.console import print_rows
+from extract.batches import plan_batches
 from extract.corpus import read_corpus
 from extract.encoding import Values, to_stored
-from extract.engine import Engine, default_device, load_tokenizer, plan_batches, read_shape
+from extract.engine import Engine, default_device
+from extract.loading import load_tokenizer, read_shape
 from extract.models import BUILTIN, find_model
 from extract.request import DEFAULT_SITES, DEFAULT_TOKEN_BUDGET
 from extract.sites import parse_sites

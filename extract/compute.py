@@ -1,7 +1,7 @@
 """A shard's token ids to its arrays in stored form: batches through the engine, one of them ahead of what is being kept.
 
-While the device computes a batch, the host converts and places the one before. A batch that does not fit into memory is
-halved until it does: shrinking the budget for the rest was rejected, because then a shard's bytes would depend on where
+While the device computes a batch, the host converts and places the one before. A batch whose states do not fit into memory
+is halved until it does: shrinking the budget for the rest was rejected, because then a shard's bytes would depend on where
 the memory ran out.
 
 Shape suffixes: L layers, N rows of the shard, B rows of a batch, D width.
@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from extract.batches import plan_batches
 from extract.encoding import UnfitValueError, Values, to_stored
-from extract.engine import Engine, plan_batches
+from extract.engine import Engine
 from extract.prefix import Prefix
 from extract.sites import Site
 from extract.store import StoredRun

@@ -99,7 +99,7 @@ class Receipt:
     tokens: str
     """SHA-256 of the token ids and spans that were computed (extract.tokens.tokens_digest)."""
     n_tokens: int
-    """Tokens computed, without padding."""
+    """Tokens of all prompts, without padding."""
     n_shared: int
     """Tokens that all prompts begin with and that were computed once."""
     n_halved: int

@@ -11,131 +11,25 @@ Shape suffixes: B rows of a batch, T tokens of the longest, N tokens of the batc
 read, O offsets, D width, L layers.
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 from transformers.pytorch_utils import Conv1D
 
 from extract.anatomy import find_blocks, find_contributions, find_final_norm, first_tensor
+from extract.loading import COMPUTE_DTYPES, load_weights
 from extract.models import Model
 from extract.pooling import reader
 from extract.prefix import Prefix, empty_cache, goes_on_from_keys_and_values, keys_and_values, shared_length
-from extract.quiet import quiet_transformers
 from extract.sites import Site
 from extract.tokens import Prompt
-
-COMPUTE_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-"""Precisions a model may run in; float16 overflows in models people use (docs/store.md, section 4)."""
-
-
-BATCH_COST = 512
-"""What a batch costs besides its tokens, in tokens: products of few rows are slower, and each layer has its calls."""
-
-_MOST_READ = 16
-"""How many times its token budget a batch may read of keys and values."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What must be known of a model before a run of it can be planned."""
-
-    n_layers: int
-    """Number of blocks, L; layers are 0..L."""
-    width: int
-    """Width of the residual stream, D."""
-    context: int
-    """The most tokens the model reads at once."""
-
-
-def read_shape(model: Model) -> Shape:
-    """Read a model's shape from its configuration, without its weights.
-
-    Raises:
-        ValueError: the configuration is not one transformers knows, or it names no context.
-    """
-    text = _read_config(model).get_text_config()
-    context = getattr(text, "max_position_embeddings", None)
-    if context is None:
-        raise ValueError(f"the configuration of {model.name} does not say how many tokens it reads; it is not supported yet")
-    return Shape(text.num_hidden_layers, text.hidden_size, context)
-
-
-def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer.
-
-    Raises:
-        ValueError: the directory holds none.
-    """
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(model.directory, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"cannot load the tokenizer of {model.name}: {error}") from error
-    assert isinstance(tokenizer, PreTrainedTokenizerBase)
-    return tokenizer
-
-
-def default_attention(model: Model) -> str:
-    """The attention implementation a model runs with where nobody asks: `sdpa`, or `eager` where it has no other (Gemma 2).
-
-    Raises:
-        ValueError: the configuration is not one transformers knows.
-    """
-    config = _read_config(model)
-    factory: Any = AutoModel
-    try:
-        with torch.device("meta"), quiet_transformers():
-            factory.from_config(config, attn_implementation="sdpa")
-    except ValueError:
-        return "eager"
-    return "sdpa"
-
-
-def _read_config(model: Model) -> Any:
-    try:
-        return AutoConfig.from_pretrained(model.directory, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"cannot read the configuration of {model.name}: {error}") from error
-
-
-def load_weights(directory: Path, dtype: torch.dtype, attention: str) -> Any:
-    """Load a model without its heads from safetensors, all of its weights.
-
-    transformers fills weights that the files lack with random numbers and says so in a notice, so they are refused here; a
-    pooler that comes after the blocks may be absent.
-
-    Raises:
-        ValueError: transformers cannot build the model, or weights are missing.
-    """
-    try:
-        with quiet_transformers():
-            model, loading = AutoModel.from_pretrained(
-                directory,
-                dtype=dtype,
-                attn_implementation=attention,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, LookupError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"cannot load the model in {directory}: {error}") from error
-    lacking = sorted({*loading["missing_keys"], *(str(key[0]) for key in loading["mismatched_keys"])})
-    lacking = [key for key in lacking if not key.startswith("pooler.")]
-    if lacking:
-        raise ValueError(f"the model in {directory} lacks {len(lacking)} of its weights (first: {lacking[0]})")
-    return model
 
 
 class _PassDone(Exception):  # noqa: N818 - not an error
@@ -166,7 +60,7 @@ class Engine:
         self._blocks = find_blocks(self._model)
         self.device = torch.device(device)
         """Where the model computes."""
-        self._fetching = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._fetching = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch's own
         self._found: dict[str, Mapping[int, nn.Module]] = {}
         self._resumes = goes_on_from_keys_and_values(self._model)
         self.causal = True
@@ -239,6 +133,7 @@ class Engine:
         longest = max(len(prompt.ids) for prompt in rests)
         begins_B = range(0, len(rests) * longest, longest)
         readers = [(site, reader(site, rests, begins_B, offsets, self.device)) for site in sites]
+        n_rest_B1 = torch.tensor([[prompt.prompt_stop] for prompt in rests], device=self.device)
         wanted = self._wanted(layers, sites)
         pooled: dict[Site, list[torch.Tensor]] = {site: [] for site in sites}
 
@@ -246,8 +141,9 @@ class Engine:
             for site, read in readers:
                 if site.component == component:
                     states = read(hidden_ND)
-                    whole = prefix is not None and site.position == "prompt_mean"
-                    pooled[site].append(_mean_with(prefix, rests, states, component, layer) if whole else states)
+                    if prefix is not None and site.position == "prompt_mean":
+                        states = prefix.mean_with(states, n_rest_B1, component, layer)
+                    pooled[site].append(states)
 
         self._forward(rests, wanted, keep, None if prefix is None else prefix.cache())
         for site, states in pooled.items():
@@ -258,7 +154,7 @@ class Engine:
         """When what was asked of the device so far is computed; for `after`."""
         if self._fetching is None:
             return None
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own
         event.record(torch.cuda.current_stream(self.device))
         return event
 
@@ -392,56 +288,8 @@ def default_device() -> str:
     return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
-def plan_batches(lengths: Sequence[int], token_budget: int, n_shared: int = 0) -> Iterator[list[int]]:
-    """Group rows of similar length so that rows x longest stays within the budget and the whole takes least time.
-
-    Filling each batch to the budget was rejected: it pads comments, whose lengths have a long tail, by a fifth and more. The
-    cut is the cheapest of all, where a batch costs its tokens, padding included, and BATCH_COST more.
-
-    Args:
-        lengths: tokens of each row, without those that all share.
-        token_budget: the most tokens of a batch, padding included; a single longer row is a batch of its own.
-        n_shared: tokens that all rows begin with; they are not computed again but read by each row, so a batch may hold more of
-            them, though not without bound.
-
-    Yields:
-        Row indexes of each batch, the longest rows first; every row stands in exactly one. The order depends on the lengths
-        alone.
-    """
-    rows = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-    longest_N = np.array([lengths[row] for row in rows], np.int64)
-    cost = np.zeros(len(rows) + 1, np.int64)
-    begin = np.zeros(len(rows) + 1, np.int64)
-    first = 0  # the earliest row that a batch which ends here may begin with; it only ever moves on
-    for end in range(1, len(rows) + 1):
-        while first < end - 1 and not _fits(end - first, int(longest_N[first]), token_budget, n_shared):
-            first += 1
-        starts = np.arange(first, end)
-        costs = cost[first:end] + (end - starts) * longest_N[first:end] + BATCH_COST
-        best = int(costs.argmin())
-        begin[end], cost[end] = first + best, costs[best]
-    cuts = [len(rows)]
-    while cuts[-1]:
-        cuts.append(int(begin[cuts[-1]]))
-    for start, stop in itertools.pairwise(reversed(cuts)):
-        yield rows[start:stop]
-
-
-def _fits(n_rows: int, longest: int, token_budget: int, n_shared: int) -> bool:
-    return n_rows * longest <= token_budget and n_rows * (n_shared + longest) <= _MOST_READ * token_budget
-
-
 def _deepest(wanted: Mapping[str, frozenset[int]]) -> int:
     return max(layer for layers in wanted.values() for layer in layers)
-
-
-def _mean_with(
-    prefix: Prefix | None, rests: Sequence[Prompt], mean_BD: torch.Tensor, component: str, layer: int
-) -> torch.Tensor:
-    """The mean over whole prompts, from that over what they have after the prefix."""
-    assert prefix is not None
-    lengths_B1 = torch.tensor([[prompt.prompt_stop] for prompt in rests], device=mean_BD.device)
-    return (mean_BD * lengths_B1 + prefix.sums[component, layer]) / (lengths_B1 + prefix.n_tokens)
 
 
 def _pad(prompts: Sequence[Prompt], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

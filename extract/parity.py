@@ -16,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from extract.anatomy import find_blocks, find_final_norm
-from extract.engine import Engine, default_attention, load_tokenizer, load_weights, plan_batches, read_shape
+from extract.batches import plan_batches
+from extract.engine import Engine
+from extract.loading import default_attention, load_tokenizer, load_weights, read_shape
 from extract.models import Model
 from extract.sites import Site
 from extract.templates import Template

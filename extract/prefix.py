@@ -41,6 +41,10 @@ class Prefix:
         """What a model reads it through; a new one for each batch."""
         return Cache(layers=[_SharedLayer(keys, values) for keys, values in self.keys_and_values])
 
+    def mean_with(self, mean_BD: torch.Tensor, n_rest_B1: torch.Tensor, component: str, layer: int) -> torch.Tensor:
+        """The mean over whole prompts, from that over the tokens they have after the prefix, and how many those are."""
+        return (mean_BD * n_rest_B1 + self.sums[component, layer]) / (n_rest_B1 + self.n_tokens)
+
     def rest(self, prompt: Prompt) -> Prompt:
         """What a prompt has after the prefix."""
         n = self.n_tokens

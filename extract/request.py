@@ -37,11 +37,11 @@ class Request:
     offsets: tuple[int, ...] = ()
     """Token offsets from the utterance's last token, for `offset` sites."""
     compute_dtype: str = "bfloat16"
-    """Precision of the model: a key of extract.engine.COMPUTE_DTYPES."""
+    """Precision of the model: a key of extract.loading.COMPUTE_DTYPES."""
     stored_dtype: str = "bfloat16"
     """Precision of the store: one of extract.encoding.STORED_DTYPES."""
     attention: str = "auto"
-    """Attention implementation of transformers; `auto` as extract.engine.default_attention says."""
+    """Attention implementation of transformers; `auto` as extract.loading.default_attention says."""
     truncate: bool = False
     """Cut utterances too long for the model instead of refusing them."""
     compression: str = "none"

@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from extract.corpus import Corpus
 from extract.documents import Manifest, Receipt, now
 from extract.encoding import COMPRESSIONS, STORED_DTYPES
-from extract.engine import COMPUTE_DTYPES, Shape, default_attention, default_device, engine, load_tokenizer, read_shape
+from extract.engine import default_device, engine
 from extract.identity import Identity
+from extract.loading import COMPUTE_DTYPES, Shape, default_attention, load_tokenizer, read_shape
 from extract.models import Model, find_model
 from extract.request import LEAST_ROWS_PER_SHARD, LEAST_SHARDS, MOST_ROWS_PER_SHARD, SHARD_BYTES, Request
 from extract.shard import ShardTask, extract_shard

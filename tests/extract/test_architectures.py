@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from transformers import AutoModel
 
-from extract.engine import Engine, default_attention
+from extract.engine import Engine
+from extract.loading import default_attention
 from extract.models import Model
 from extract.prefix import shared_length
 from extract.sites import COMPONENTS, POSITIONS, Site

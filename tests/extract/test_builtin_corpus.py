@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from extract.corpus import builtin_bytes, read_corpus, read_passages
-from extract.engine import load_tokenizer
+from extract.loading import load_tokenizer
 from extract.models import Model
 
 CLASSES = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")

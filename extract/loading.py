@@ -1,0 +1,110 @@
+"""A model directory to what transformers makes of it: its shape, its tokenizer, its weights without their heads.
+
+Nothing here reaches the network or runs a model's own code.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+
+from extract.models import Model
+from extract.quiet import quiet_transformers
+
+COMPUTE_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+"""Precisions a model may run in; float16 overflows in models people use (docs/store.md, section 4)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What must be known of a model before a run of it can be planned."""
+
+    n_layers: int
+    """Number of blocks, L; layers are 0..L."""
+    width: int
+    """Width of the residual stream, D."""
+    context: int
+    """The most tokens the model reads at once."""
+
+
+def read_shape(model: Model) -> Shape:
+    """Read a model's shape from its configuration, without its weights.
+
+    Raises:
+        ValueError: the configuration is not one transformers knows, or it names no context.
+    """
+    text = _read_config(model).get_text_config()
+    context = getattr(text, "max_position_embeddings", None)
+    if context is None:
+        raise ValueError(f"the configuration of {model.name} does not say how many tokens it reads; it is not supported yet")
+    return Shape(text.num_hidden_layers, text.hidden_size, context)
+
+
+def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer.
+
+    Raises:
+        ValueError: the directory holds none.
+    """
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(model.directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"cannot load the tokenizer of {model.name}: {error}") from error
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
+
+
+def default_attention(model: Model) -> str:
+    """The attention implementation a model runs with where nobody asks: `sdpa`, or `eager` where it has no other (Gemma 2).
+
+    Raises:
+        ValueError: the configuration is not one transformers knows.
+    """
+    config = _read_config(model)
+    factory: Any = AutoModel
+    try:
+        with torch.device("meta"), quiet_transformers():
+            factory.from_config(config, attn_implementation="sdpa")
+    except ValueError:
+        return "eager"
+    return "sdpa"
+
+
+def _read_config(model: Model) -> Any:
+    try:
+        return AutoConfig.from_pretrained(model.directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"cannot read the configuration of {model.name}: {error}") from error
+
+
+def load_weights(directory: Path, dtype: torch.dtype, attention: str) -> Any:
+    """Load a model without its heads from safetensors, all of its weights.
+
+    transformers fills weights that the files lack with random numbers and says so in a notice, so they are refused here; a
+    pooler that comes after the blocks may be absent.
+
+    Raises:
+        ValueError: transformers cannot build the model, or weights are missing.
+    """
+    try:
+        with quiet_transformers():
+            model, loading = AutoModel.from_pretrained(
+                directory,
+                dtype=dtype,
+                attn_implementation=attention,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, LookupError, ImportError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"cannot load the model in {directory}: {error}") from error
+    lacking = sorted({*loading["missing_keys"], *(str(key[0]) for key in loading["mismatched_keys"])})
+    lacking = [key for key in lacking if not key.startswith("pooler.")]
+    if lacking:
+        raise ValueError(f"the model in {directory} lacks {len(lacking)} of its weights (first: {lacking[0]})")
+    return model
