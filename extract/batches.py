@@ -15,7 +15,31 @@ _MOST_READ = 16
 """How many times its token budget a batch may read of keys and values."""
 
 
-def plan_batches(lengths: Sequence[int], token_budget: int, n_shared: int = 0) -> Iterator[list[int]]:
+def plan_packed_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+    """Group rows that are computed without padding: as few batches as hold them, about equally full.
+
+    Args:
+        lengths: tokens of each row, without those that all share.
+        token_budget: the most tokens of a batch; a single longer row is a batch of its own.
+
+    Yields:
+        Row indexes of each batch, the longest rows first, so that memory runs out at once or never.
+    """
+    total = sum(lengths)
+    fill = -(-total // max(1, -(-total // token_budget)))
+    batch: list[int] = []
+    n_tokens = 0
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        if batch and (n_tokens >= fill or n_tokens + lengths[row] > token_budget):
+            yield batch
+            batch, n_tokens = [], 0
+        batch.append(row)
+        n_tokens += lengths[row]
+    if batch:
+        yield batch
+
+
+def plan_padded_batches(lengths: Sequence[int], token_budget: int, n_shared: int = 0) -> Iterator[list[int]]:
     """Group rows of similar length so that rows x longest stays within the budget and the whole takes least time.
 
     Filling each batch to the budget was rejected: it pads comments, whose lengths have a long tail, by a fifth and more. The

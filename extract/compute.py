@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from extract.batches import plan_batches
+from extract.batches import plan_packed_batches, plan_padded_batches
 from extract.encoding import UnfitValueError, Values, to_stored
 from extract.engine import Engine
 from extract.prefix import Prefix
@@ -88,9 +88,8 @@ class _Shard:
     def compute(self, on_rows: Callable[[int], None]) -> Computed:
         prefix = self._loaded.share(self._prompts, self._identity.layers, self._sites, self._identity.offsets)
         n_shared = 0 if prefix is None else prefix.n_tokens
-        lengths = [len(prompt.ids) - n_shared for prompt in self._prompts]
         before: _Pooled | None = None
-        for rows in plan_batches(lengths, self._run.manifest.token_budget, n_shared):
+        for rows in self._batches(n_shared):
             for pooled in self._pooled(rows, prefix):
                 if before is not None:
                     self._keep(before)
@@ -99,6 +98,11 @@ class _Shard:
         if before is not None:
             self._keep(before)
         return Computed(self._arrays, n_shared, self._n_halved)
+
+    def _batches(self, n_shared: int) -> Iterator[list[int]]:
+        lengths = [len(prompt.ids) - n_shared for prompt in self._prompts]
+        budget = self._run.manifest.token_budget
+        return plan_padded_batches(lengths, budget, n_shared) if self._loaded.padded else plan_packed_batches(lengths, budget)
 
     def _pooled(self, rows: list[int], prefix: Prefix | None) -> Iterator[_Pooled]:
         """A batch, or its halves where it does not fit into memory."""

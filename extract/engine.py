@@ -1,49 +1,37 @@
-"""Token ids to pooled hidden states: one frozen model on one device, through hooks on its blocks.
+"""Token ids to pooled hidden states: one frozen model on one device.
 
 Each block's output is pooled on the device the moment it exists and the forward pass ends after the deepest layer
-asked for, so neither rows x tokens x layers nor logits are ever held. `output_hidden_states` was rejected: it keeps
-every layer of every token and gives the last one after the final norm.
+asked for, so neither rows x tokens x layers nor logits are ever held. Two ways compute a batch: transformers itself, watched
+through hooks (extract.hooked), and our own pass for the blocks that most models share (extract.packed), where it agrees.
 
-Batches are right-padded. Under causal attention no real token sees a padded one, so no mask is passed; whether a
-model is causal is measured when it is loaded, not looked up, and one that is not gets a mask.
-
-Shape suffixes: B rows of a batch, T tokens of the longest, N tokens of the batch with padding (B x T), S tokens that are
-read, O offsets, D width, L layers.
+Shape suffixes: B rows of a batch, N tokens of the batch as they lie, S tokens that are read, O offsets, D width, L layers.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from transformers.cache_utils import Cache
 from transformers.pytorch_utils import Conv1D
 
-from extract.anatomy import find_blocks, find_contributions, find_final_norm, first_tensor
+from extract.anatomy import find_blocks
+from extract.hooked import HookedPass, deepest
 from extract.loading import COMPUTE_DTYPES, load_weights
 from extract.models import Model
+from extract.packed import PackedPass, packed_pass
 from extract.pooling import reader
-from extract.prefix import Prefix, empty_cache, goes_on_from_keys_and_values, keys_and_values, shared_length
+from extract.prefix import Prefix, goes_on_from_keys_and_values, keys_and_values, shared_length
 from extract.sites import Site
 from extract.tokens import Prompt
-
-
-class _PassDone(Exception):  # noqa: N818 - not an error
-    """Ends a forward pass after the deepest state asked for."""
-
-
-Visit = Callable[[str, int, torch.Tensor], None]
-"""Called with a component, a layer and hidden_ND when they are computed."""
 
 
 class Engine:
     """A loaded model that turns batches of prompts into pooled hidden states."""
 
-    def __init__(self, directory: Path, dtype: str, attention: str, device: str) -> None:
+    def __init__(self, directory: Path, dtype: str, attention: str, device: str, own: bool = True) -> None:
         """Load weights from safetensors.
 
         Args:
@@ -51,26 +39,38 @@ class Engine:
             dtype: a key of COMPUTE_DTYPES.
             attention: attention implementation of transformers.
             device: device of torch, such as `cpu` or `cuda:0`.
+            own: whether our own pass may compute what it can.
 
         Raises:
             ValueError: transformers cannot build the model, weights are missing, or its blocks cannot be found.
         """
-        model = load_weights(directory, COMPUTE_DTYPES[dtype], attention)
-        self._model: Any = model.eval().requires_grad_(False).to(device)
-        self._blocks = find_blocks(self._model)
+        model: Any = load_weights(directory, COMPUTE_DTYPES[dtype], attention).eval().requires_grad_(False).to(device)
+        self._blocks = find_blocks(model)
         self.device = torch.device(device)
         """Where the model computes."""
+        self._general = HookedPass(model, self.device)
+        self._packed = packed_pass(model, self._general) if own else None
         self._fetching = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch's own
-        self._found: dict[str, Mapping[int, nn.Module]] = {}
-        self._resumes = goes_on_from_keys_and_values(self._model)
-        self.causal = True
-        """Whether a token's state is independent of the tokens after it; measured below with the mask left out."""
-        self.causal = self._measure_causality()
+        self._resumes = goes_on_from_keys_and_values(model)
 
     @property
     def n_layers(self) -> int:
         """Number of blocks, L."""
         return len(self._blocks)
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token's state is independent of the tokens after it."""
+        return self._general.causal
+
+    @property
+    def padded(self) -> bool:
+        """Whether a batch costs as many tokens for each row as its longest has."""
+        return self._way.padded
+
+    @property
+    def _way(self) -> HookedPass | PackedPass:
+        return self._packed or self._general
 
     def block_weights(self, deepest: int) -> list[torch.Tensor]:
         """The weights of every linear map in the first blocks, (out, in) each; not of experts stacked in one tensor."""
@@ -84,8 +84,7 @@ class Engine:
         Raises:
             ValueError: it has not, or where they are cannot be told.
         """
-        for component in components:
-            self._modules(component)
+        self._general.check_components(components)
 
     def share(
         self, prompts: Sequence[Prompt], layers: Sequence[int], sites: Sequence[Site], offsets: Sequence[int] = ()
@@ -97,15 +96,14 @@ class Engine:
         """
         n_tokens = shared_length(prompts, offsets) if self.causal and self._resumes else 0
         wanted = self._wanted(layers, sites)
-        if not n_tokens or not _deepest(wanted):
+        if not n_tokens or not deepest(wanted):
             return None
         sums: dict[tuple[str, int], torch.Tensor] = {}
 
         def keep(component: str, layer: int, hidden_ND: torch.Tensor) -> None:
             sums[component, layer] = hidden_ND.float().sum(dim=0)
 
-        cache = empty_cache()
-        self._forward([Prompt(prompts[0].ids[:n_tokens], 0, n_tokens, n_tokens)], wanted, keep, cache)
+        cache = self._general.cached(Prompt(prompts[0].ids[:n_tokens], 0, n_tokens, n_tokens), wanted, keep)
         return Prefix(n_tokens, keys_and_values(cache), sums)
 
     def pool(
@@ -119,7 +117,7 @@ class Engine:
         """Hidden states of one batch, pooled at each site.
 
         Args:
-            prompts: rows of the batch, B of them, padded here to the longest.
+            prompts: rows of the batch, B of them.
             layers: ascending layers.
             sites: where to read; of each, the L of these layers that exist there (`Site.layers`).
             offsets: token offsets from the utterance's last token, O of them, for `offset` sites.
@@ -130,8 +128,7 @@ class Engine:
             one after another, on the engine's device: the compute dtype for single tokens, float32 for means.
         """
         rests = prompts if prefix is None else [prefix.rest(prompt) for prompt in prompts]
-        longest = max(len(prompt.ids) for prompt in rests)
-        begins_B = range(0, len(rests) * longest, longest)
+        begins_B = self._way.begins(rests)
         readers = [(site, reader(site, rests, begins_B, offsets, self.device)) for site in sites]
         n_rest_B1 = torch.tensor([[prompt.prompt_stop] for prompt in rests], device=self.device)
         wanted = self._wanted(layers, sites)
@@ -145,7 +142,7 @@ class Engine:
                         states = prefix.mean_with(states, n_rest_B1, component, layer)
                     pooled[site].append(states)
 
-        self._forward(rests, wanted, keep, None if prefix is None else prefix.cache())
+        self._way.forward(rests, wanted, keep, prefix)
         for site, states in pooled.items():
             assert len(states) == len(wanted[site.component]), "the model's forward pass skipped a block"
         return {site: torch.stack(states) for site, states in pooled.items()}
@@ -170,101 +167,14 @@ class Engine:
 
     def free_memory(self) -> None:
         """Give back what the device holds for later."""
+        if self._packed is not None:
+            self._packed.forget()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _wanted(self, layers: Sequence[int], sites: Sequence[Site]) -> dict[str, frozenset[int]]:
         """By component, the layers that some site reads."""
         return {site.component: frozenset(site.layers(layers, self.n_layers)) for site in sites}
-
-    @torch.inference_mode()
-    def _forward(
-        self, prompts: Sequence[Prompt], wanted: Mapping[str, frozenset[int]], keep: Visit, cache: Cache | None = None
-    ) -> None:
-        """Run the model on a padded batch, calling `keep` with what is wanted of it in the order of computation.
-
-        Args:
-            cache: keys and values of the tokens before these; gets those of these tokens.
-        """
-        ids_BT, mask_BT = _pad(prompts, self.device)
-        arguments: dict[str, Any] = {} if self.causal else {"attention_mask": mask_BT}
-        if cache is not None:
-            arguments |= {"past_key_values": cache, "use_cache": True}
-        elif hasattr(self._model.config.get_text_config(), "use_cache"):
-            arguments["use_cache"] = False
-        handles = self._listen(wanted, keep)
-        try:
-            self._model(input_ids=ids_BT, **arguments)
-        except _PassDone:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _listen(self, wanted: Mapping[str, frozenset[int]], keep: Visit) -> list[Any]:
-        """Hooks that hand out what is wanted and end the pass behind the deepest of it."""
-        deepest = _deepest(wanted)
-        through_norm = bool(wanted.get("final_norm"))
-
-        def visit(component: str, layer: int, output: Any) -> None:
-            hidden = first_tensor(output)
-            assert hidden is not None, f"{component} of layer {layer} is no tensor"
-            keep(component, layer, hidden.reshape(-1, hidden.shape[-1]))
-
-        def after(component: str, layer: int) -> Any:
-            return lambda _module, _args, output: visit(component, layer, output)
-
-        def before_first(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            visit("resid", 0, args[0] if args else kwargs["hidden_states"])
-
-        def end(*_: Any) -> None:
-            raise _PassDone
-
-        parts = {component: self._modules(component) for component in wanted}  # may run the model, so before any hook is there
-        handles = []
-        if 0 in wanted.get("resid", ()):
-            handles.append(self._blocks[0].register_forward_pre_hook(before_first, with_kwargs=True))
-        for component, layers in wanted.items():
-            handles += [parts[component][layer].register_forward_hook(after(component, layer)) for layer in layers if layer]
-        if not through_norm:
-            block = self._blocks[max(deepest - 1, 0)]
-            handles.append(block.register_forward_hook(end) if deepest else block.register_forward_pre_hook(end))
-        return handles
-
-    def _modules(self, component: str) -> Mapping[int, nn.Module]:
-        """By layer, the modules whose output a component is."""
-        if component not in self._found:
-            self._found[component] = self._find_modules(component)
-        return self._found[component]
-
-    def _find_modules(self, component: str) -> Mapping[int, nn.Module]:
-        match component:
-            case "resid":
-                return dict(enumerate(self._blocks, start=1))
-            case "attn_out":
-                return {i: found.attention for i, found in enumerate(find_contributions(self._model), start=1)}
-            case "mlp_out":
-                return {i: found.mlp for i, found in enumerate(find_contributions(self._model), start=1)}
-            case "final_norm":
-                norm = find_final_norm(self._model)
-                if norm is None:
-                    raise ValueError(
-                        f"{type(self._model).__name__} has no norm after its last block, so there is no final_norm"
-                    )
-                return {self.n_layers: norm}
-        raise AssertionError(component)
-
-    def _measure_causality(self) -> bool:
-        """Change the last of four tokens and see whether the states of the first three move at all.
-
-        A causal model that rounds differently for reasons of its own counts as not causal, and gets a mask it does not need.
-        """
-        states: list[torch.Tensor] = []
-        for last in (3, 4):
-            prompt = Prompt((1, 2, 1, last), 0, 4, 4)
-            wanted = {"resid": frozenset({self.n_layers})}
-            self._forward([prompt], wanted, lambda _component, _layer, hidden_ND: states.append(hidden_ND[:3].float()))
-        return torch.equal(states[0], states[1])
 
 
 @lru_cache(maxsize=1)
@@ -286,18 +196,3 @@ def engine(directory: Path, weights: str, dtype: str, attention: str, device: st
 def default_device() -> str:
     """The device a single process uses: the first CUDA device where there is one, else the CPU."""
     return "cuda:0" if torch.cuda.is_available() else "cpu"
-
-
-def _deepest(wanted: Mapping[str, frozenset[int]]) -> int:
-    return max(layer for layers in wanted.values() for layer in layers)
-
-
-def _pad(prompts: Sequence[Prompt], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask of a right-padded batch; what stands in the padding never matters, so it is 0."""
-    longest = max(len(prompt.ids) for prompt in prompts)
-    ids_BT = np.zeros((len(prompts), longest), np.int64)
-    mask_BT = np.zeros((len(prompts), longest), np.int64)
-    for row, prompt in enumerate(prompts):
-        ids_BT[row, : len(prompt.ids)] = prompt.ids
-        mask_BT[row, : len(prompt.ids)] = 1
-    return torch.from_numpy(ids_BT).to(device), torch.from_numpy(mask_BT).to(device)

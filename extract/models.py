@@ -66,10 +66,15 @@ class Model:
         return sha256_hex(canonical_json({name: _file_digest(self.directory / name) for name in present}))
 
 
-def models_directory() -> Path:
-    """Where imported models live: `$XDG_CACHE_HOME/affectome/models`."""
+def cache_directory() -> Path:
+    """What affectome keeps on this machine: `$XDG_CACHE_HOME/affectome`."""
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "affectome" / "models"
+    return (Path(cache) if cache else Path.home() / ".cache") / "affectome"
+
+
+def models_directory() -> Path:
+    """Where imported models live."""
+    return cache_directory() / "models"
 
 
 def imported_models() -> list[Model]:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from extract.anatomy import find_blocks, find_final_norm
-from extract.batches import plan_batches
+from extract.batches import plan_padded_batches
 from extract.engine import Engine
 from extract.loading import default_attention, load_tokenizer, load_weights, read_shape
 from extract.models import Model
@@ -122,7 +122,7 @@ class _Reference:
 
 def _engine_states(engine: Engine, prompts: Sequence[Prompt], layers: Sequence[int]) -> dict[Site, NDArray[np.float32]]:
     result: dict[Site, NDArray[np.float32]] = {}
-    for batch in plan_batches([len(prompt.ids) for prompt in prompts], _TOKEN_BUDGET):
+    for batch in plan_padded_batches([len(prompt.ids) for prompt in prompts], _TOKEN_BUDGET):
         for site, states_LBD in engine.pool([prompts[row] for row in batch], layers, _SITES).items():
             shape = (len(layers), len(prompts), states_LBD.shape[-1])
             result.setdefault(site, np.empty(shape, np.float32))[:, batch] = states_LBD.float().cpu().numpy()

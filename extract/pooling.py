@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from extract.kernels import LANES, kernels
 from extract.sites import Site
 from extract.tokens import Prompt
 
@@ -59,13 +60,14 @@ def _token_reader(positions: Sequence[object] | NDArray[np.int64], device: torch
 
 
 def _mean_reader(spans: Sequence[tuple[int, int]], device: torch.device) -> Reader:
+    start_B, stop_B = torch.tensor(spans, device=device).T.contiguous()
     index_S = torch.from_numpy(_tokens(spans)).to(device)
-    lengths_B = torch.tensor([stop - start for start, stop in spans], device=device)
-    everything = len(index_S) and bool((index_S == torch.arange(len(index_S), device=device)).all())
 
     def read(hidden_ND: torch.Tensor) -> torch.Tensor:
-        states_SD = hidden_ND[: len(index_S)] if everything else hidden_ND[index_S]
-        return torch.segment_reduce(states_SD.float(), "mean", lengths=lengths_B, axis=0)
+        native = kernels(hidden_ND.dtype) if device.type == "cpu" and hidden_ND.shape[1] % LANES == 0 else None
+        if native is not None:
+            return native.span_mean(hidden_ND.contiguous(), start_B, stop_B)
+        return torch.segment_reduce(hidden_ND[index_S].float(), "mean", lengths=stop_B - start_B, axis=0)
 
     return read
 

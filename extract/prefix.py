@@ -91,10 +91,10 @@ def goes_on_from_keys_and_values(model: Any) -> bool:
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
     takes_cache = hasattr(config, "use_cache") and "past_key_values" in inspect.signature(model.forward).parameters
     plain = takes_cache and set(kinds) <= _PLAIN_ATTENTION and not getattr(model, "_is_stateful", False)
-    return plain and not _turns_by_length(config)
+    return plain and not turns_by_length(config)
 
 
-def _turns_by_length(config: Any) -> bool:
+def turns_by_length(config: Any) -> bool:
     """Whether rotary positions depend on how long the text is (Phi-3 with 128k): keys of a short prefix would not fit."""
     given = getattr(config, "rope_parameters", None) or {}
     by_kind = given.values() if all(isinstance(each, dict) for each in given.values()) else [given]

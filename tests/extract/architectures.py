@@ -49,24 +49,29 @@ class Architecture:
     """In a block, the module whose output the MLP adds."""
     norm: str | None = "norm"
     """The norm after the last block."""
+    packed: bool = False
+    """Whether our own pass computes it, where there is a compiler."""
 
     def save(self, directory: Path) -> None:
-        """Write a model with random weights; norms differ from one, so that a missing one is seen."""
+        """Write a model with random weights; norms differ from one and biases from zero, so that a missing one is seen."""
         torch.manual_seed(0)
         config = getattr(transformers, self.config)(**self.options, initializer_range=0.2)
         factory: Any = AutoModel
         model = factory.from_config(config)
         for name, parameter in model.named_parameters():
-            if parameter.dim() == 1 and "norm" in name.lower():
-                torch.nn.init.normal_(parameter, mean=1.0, std=0.2)
+            if parameter.dim() == 1:
+                torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name.lower() else 0.0, std=0.2)
         model.save_pretrained(directory)
 
 
 ARCHITECTURES = {
-    "llama": Architecture("LlamaConfig", _GROUPED),
+    "llama": Architecture("LlamaConfig", {**_GROUPED, "head_dim": 32}, packed=True),
+    "llama-narrow": Architecture("LlamaConfig", _GROUPED),
     "mistral": Architecture("MistralConfig", {**_GROUPED, "sliding_window": _WINDOW}),
-    "qwen2": Architecture("Qwen2Config", _GROUPED),
-    "qwen3": Architecture("Qwen3Config", {**_GROUPED, "head_dim": 16}),
+    "mistral-without-window": Architecture("MistralConfig", {**_GROUPED, "head_dim": 32, "sliding_window": None}, packed=True),
+    "qwen2": Architecture("Qwen2Config", {**_GROUPED, "hidden_size": 64, "num_attention_heads": 2}, packed=True),
+    "qwen3": Architecture("Qwen3Config", {**_GROUPED, "head_dim": 64}, packed=True),
+    "granite": Architecture("GraniteConfig", {**_GROUPED, "head_dim": 32, "embedding_multiplier": 3.0}),
     "qwen3-moe": Architecture("Qwen3MoeConfig", {**_GROUPED, **_EXPERTS, "head_dim": 8}),
     "gemma2": Architecture(
         "Gemma2Config",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from transformers import AutoModel
 
 from extract.engine import Engine
+from extract.kernels import kernels
 from extract.loading import default_attention
 from extract.models import Model
 from extract.prefix import shared_length
@@ -92,6 +93,12 @@ def test_every_component_at_every_position_equals_plain_transformers(name: str, 
     prompts = [prompt_of(rng, *shape) for shape in shapes]
     sites = [Site(component, position) for component in components_of(name) for position in POSITIONS]
     check(engine_of(directories[name]), Plain(name, directories[name]), prompts, sites)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_our_own_pass_computes_the_block_it_was_made_for_and_no_other(name: str, directories: dict[str, Path]) -> None:
+    has_compiler = kernels(torch.float32) is not None
+    assert engine_of(directories[name]).padded == (not has_compiler or not ARCHITECTURES[name].packed)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -5,13 +5,13 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extract.batches import BATCH_COST, plan_batches
+from extract.batches import BATCH_COST, plan_packed_batches, plan_padded_batches
 
 
 @settings(max_examples=200)
 @given(lengths=st.lists(st.integers(1, 300), max_size=60), budget=st.integers(1, 1000))
 def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    batches = list(plan_batches(lengths, budget))
+    batches = list(plan_padded_batches(lengths, budget))
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= budget
@@ -32,9 +32,17 @@ def test_no_other_cut_of_the_sorted_rows_takes_less_time(lengths: list[int], bud
     cuts = itertools.product((False, True), repeat=len(rows) - 1)
     possible = [_cut(rows, where) for where in cuts]
     best = min(cost(batches) for batches in possible if all(map(allowed, batches)))
-    planned = list(plan_batches(lengths, budget, n_shared))
+    planned = list(plan_padded_batches(lengths, budget, n_shared))
     assert all(map(allowed, planned))
     assert cost(planned) == best
+
+
+@given(lengths=st.lists(st.integers(1, 300), max_size=60), budget=st.integers(1, 1000))
+def test_batches_without_padding_are_few_and_within_the_budget(lengths: list[int], budget: int) -> None:
+    batches = list(plan_packed_batches(lengths, budget))
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert all(len(batch) == 1 or sum(lengths[row] for row in batch) <= budget for batch in batches)
+    assert len(batches) <= 2 * -(-sum(lengths) // budget)
 
 
 def _cut(rows: list[int], where: tuple[bool, ...]) -> list[list[int]]:

@@ -1,0 +1,264 @@
+"""A forward pass of our own for the block that Llama, Mistral, Qwen2, Qwen3 and SmolLM share, on a CPU.
+
+The rows of a batch lie one after another without padding; queries, keys and values are one product, gate and up another;
+what lies between products is native code (kernels.cpp), and its memory is kept from batch to batch. The general way spends
+a third of its time there. A table of architectures was rejected: a model qualifies when its modules are these and no
+others and a trial agrees with transformers, so that one which departs (a scaled residual, a norm that adds one, a window)
+goes the general way by itself.
+
+Shape suffixes: B rows of a batch, N tokens of all rows, T positions, D width, X width of queries, keys and values together,
+H query heads, K width of a head, M width of the MLP.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from extract.hooked import HookedPass, Visit, Wanted, deepest
+from extract.kernels import LANES, Kernels, kernels
+from extract.prefix import Prefix, turns_by_length
+from extract.tokens import Prompt
+
+_MODEL = {"embed_tokens", "layers", "norm", "rotary_emb"}
+_BLOCK = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
+_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_HEAD_NORMS = {"q_norm", "k_norm"}
+_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+_TRIAL_LENGTHS = (37, 5)
+_TRIAL_ERRORS = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+"""How far the median token of the trial may be from transformers, relative L2: rounding, not another function."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Linear:
+    """A linear map, or several of the same input as one."""
+
+    weight: torch.Tensor
+    """(input, output)."""
+    bias: torch.Tensor | None
+    """(output,), where it has one."""
+
+    def into(self, out_NO: torch.Tensor, x_NI: torch.Tensor) -> torch.Tensor:
+        """Apply it."""
+        if self.bias is None:
+            return torch.mm(x_NI, self.weight, out=out_NO)
+        return torch.addmm(self.bias, x_NI, self.weight, out=out_NO)
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """What a block multiplies with."""
+
+    norm: torch.Tensor
+    """Weight of the norm before attention, (D,)."""
+    qkv: _Linear
+    """To queries, keys and values."""
+    head_norms: tuple[torch.Tensor | None, torch.Tensor | None]
+    """Weights of the norms of a query's and a key's head, (K,) each (Qwen3)."""
+    attention_out: _Linear
+    """From what attention gathered to what it adds."""
+    mlp_norm: torch.Tensor
+    """Weight of the norm before the MLP, (D,)."""
+    gate_up: _Linear
+    """To gate and up."""
+    down: _Linear
+    """To what the MLP adds."""
+
+
+class PackedPass:
+    """A Llama-like model, computed here; what it hands out is what HookedPass does, up to rounding."""
+
+    padded = False
+    """Whether a batch computes as many tokens for each row as its longest has."""
+
+    def __init__(self, model: Any, native: Kernels) -> None:
+        """Take over a model that `_qualifies`. Its weights are joined; its own modules keep them as views."""
+        attention = model.layers[0].self_attn
+        self._native = native
+        self._embedding: torch.Tensor = model.embed_tokens.weight
+        self._rotary: Any = model.rotary_emb
+        self._norm_D: torch.Tensor = model.norm.weight
+        self._epsilon: float = model.norm.variance_epsilon
+        self._scale: float = attention.scaling
+        self._head_width: int = attention.head_dim
+        self._n_heads: int = attention.q_proj.out_features // attention.head_dim
+        self._blocks = [_take_over(block) for block in model.layers]
+        self._kept: dict[str, torch.Tensor] = {}
+
+    def begins(self, prompts: Sequence[Prompt]) -> Sequence[int]:
+        """Where each prompt's first token lies in hidden_ND."""
+        return _bounds(prompts)[:-1]
+
+    @torch.inference_mode()
+    def forward(self, prompts: Sequence[Prompt], wanted: Wanted, visit: Visit, prefix: Prefix | None = None) -> None:
+        """Compute a batch, calling `visit` with what is wanted of it in the order of computation.
+
+        Args:
+            prefix: what comes before these prompts, of which they are the rests.
+        """
+
+        def hand_out(component: str, layer: int, hidden_ND: torch.Tensor) -> None:
+            if layer in wanted.get(component, ()):
+                visit(component, layer, hidden_ND)
+
+        native, epsilon, blocks = self._native, self._epsilon, self._blocks[: deepest(wanted)]
+        bounds = _bounds(prompts)
+        n_tokens, begin_B = bounds[-1], torch.tensor(bounds)
+        turns_2TK = self._turns(prompts, 0 if prefix is None else prefix.n_tokens)
+        x_ND, normed_ND, delta_ND = (self._room(name, n_tokens, self._embedding.shape[1]) for name in ("x", "normed", "delta"))
+        ids_N = torch.tensor(list(itertools.chain.from_iterable(prompt.ids for prompt in prompts)))
+        torch.index_select(self._embedding, 0, ids_N, out=x_ND)
+        hand_out("resid", 0, x_ND)
+        last_norm_D = self._norm_D if wanted.get("final_norm") else None
+        norms = [*(block.norm for block in blocks), last_norm_D]
+        native.add_norm(x_ND, None, norms[0], epsilon, normed_ND)
+        for layer, block in enumerate(blocks, start=1):
+            shared = None if prefix is None else prefix.keys_and_values[layer - 1]
+            self._attend(block, normed_ND, begin_B, turns_2TK, shared, delta_ND)
+            hand_out("attn_out", layer, delta_ND)
+            native.add_norm(x_ND, delta_ND, block.mlp_norm, epsilon, normed_ND)
+            self._mlp(block, normed_ND, delta_ND)
+            hand_out("mlp_out", layer, delta_ND)
+            native.add_norm(x_ND, delta_ND, norms[layer], epsilon, normed_ND)
+            hand_out("resid", layer, x_ND)
+        hand_out("final_norm", len(self._blocks), normed_ND)
+
+    def _attend(
+        self,
+        block: _Block,
+        normed_ND: torch.Tensor,
+        begin_B: torch.Tensor,
+        turns_2TK: torch.Tensor,
+        shared: tuple[torch.Tensor, torch.Tensor] | None,
+        out_ND: torch.Tensor,
+    ) -> None:
+        """What attention adds."""
+        n_tokens = len(normed_ND)
+        qkv_NX = block.qkv.into(self._room("qkv", n_tokens, block.qkv.weight.shape[1]), normed_ND)
+        mixed_NX = self._room("mixed", n_tokens, self._n_heads * self._head_width)
+        mixed_NHK = mixed_NX.view(n_tokens, self._n_heads, self._head_width)
+        whole = None if shared is None else (shared[0].contiguous(), shared[1].contiguous())
+        self._native.attend(qkv_NX, begin_B, turns_2TK, block.head_norms, whole, self._scale, self._epsilon, mixed_NHK)
+        block.attention_out.into(out_ND, mixed_NX)
+
+    def _mlp(self, block: _Block, normed_ND: torch.Tensor, out_ND: torch.Tensor) -> None:
+        """What the MLP adds."""
+        n_tokens, width = len(normed_ND), block.down.weight.shape[0]
+        gate_up_N2M = block.gate_up.into(self._room("gate_up", n_tokens, 2 * width), normed_ND)
+        active_NM = self._room("active", n_tokens, width)
+        self._native.silu_mul(gate_up_N2M, active_NM)
+        block.down.into(out_ND, active_NM)
+
+    def _turns(self, prompts: Sequence[Prompt], n_shared: int) -> torch.Tensor:
+        """Cosines and sines of every position, in float32, (2, T, K)."""
+        positions_1T = torch.arange(n_shared + max(len(prompt.ids) for prompt in prompts))[None]
+        cosines_1TK, sines_1TK = self._rotary(torch.empty(0, dtype=torch.float32), positions_1T)
+        return torch.cat([cosines_1TK, sines_1TK]).contiguous()
+
+    def _room(self, name: str, n_tokens: int, width: int) -> torch.Tensor:
+        """Memory that is kept: taking large pieces anew for each block costs as much as a tenth of the time."""
+        kept = self._kept.get(name)
+        if kept is None or kept.numel() < n_tokens * width:
+            self._kept.pop(name, None)
+            kept = self._kept[name] = torch.empty(n_tokens * width, dtype=self._embedding.dtype)
+        return kept[: n_tokens * width].view(n_tokens, width)
+
+    def forget(self) -> None:
+        """Give the kept memory back."""
+        self._kept.clear()
+
+
+def packed_pass(model: Any, general: HookedPass) -> PackedPass | None:
+    """The pass for a model on the CPU; None where it does not qualify, there is no native code, or a trial disagrees."""
+    native = kernels(model.dtype)
+    if native is None or model.device.type != "cpu" or not general.causal or not _qualifies(model):
+        return None
+    packed = PackedPass(model, native)
+    return packed if _agree(packed, general, model) else None
+
+
+def _agree(packed: PackedPass, general: HookedPass, model: Any) -> bool:
+    """Whether both ways give the same states of every layer for a few tokens."""
+    generator = torch.Generator().manual_seed(0)
+    n_layers, vocabulary = len(model.layers), len(model.embed_tokens.weight)
+    rows = [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in _TRIAL_LENGTHS]
+    ours_SD, theirs_SD = (_states(way, rows, n_layers) for way in (packed, general))
+    errors_S = (ours_SD - theirs_SD).norm(dim=-1) / theirs_SD.norm(dim=-1)
+    return bool(errors_S.median() < _TRIAL_ERRORS[model.dtype])
+
+
+def _states(way: PackedPass | HookedPass, rows: Sequence[list[int]], n_layers: int) -> torch.Tensor:
+    """The states of all tokens at all layers, of rows computed alone, so that every way lays them out alike."""
+    wanted = {"resid": frozenset(range(1, n_layers + 1))}
+    states: list[torch.Tensor] = []
+    for row in rows:
+        prompt = Prompt(tuple(row), 0, len(row), len(row))
+        way.forward([prompt], wanted, lambda _component, _layer, hidden_ND: states.append(hidden_ND.float().clone()))
+    return torch.cat(states)
+
+
+def _qualifies(model: Any) -> bool:
+    """Whether a model is made of the expected modules alone, with widths that the kernels take."""
+    if _names(model) != _MODEL or turns_by_length(model.config) or _has_window(model.config):
+        return False
+    return all(_block_qualifies(block) for block in model.layers)
+
+
+def _block_qualifies(block: Any) -> bool:
+    if _names(block) != _BLOCK or _names(block.mlp) != _MLP or _names(block.self_attn) - _HEAD_NORMS != _ATTENTION:
+        return False
+    linears = [getattr(block.self_attn, name) for name in sorted(_ATTENTION)]
+    linears += [getattr(block.mlp, name) for name in sorted(_MLP - {"act_fn"})]
+    if not all(type(linear) is nn.Linear for linear in linears):
+        return False
+    widths = [block.mlp.down_proj.in_features, block.mlp.down_proj.out_features, getattr(block.self_attn, "head_dim", 1) // 2]
+    return all(width > 0 and width % LANES == 0 for width in widths)
+
+
+def _has_window(config: Any) -> bool:
+    kinds = getattr(config, "layer_types", None)
+    return bool(getattr(config, "sliding_window", None)) if kinds is None else set(kinds) != {"full_attention"}
+
+
+def _names(module: nn.Module) -> set[str]:
+    return {name for name, _ in module.named_children()}
+
+
+def _take_over(block: Any) -> _Block:
+    attention, mlp = block.self_attn, block.mlp
+    return _Block(
+        norm=block.input_layernorm.weight,
+        qkv=_joined(attention.q_proj, attention.k_proj, attention.v_proj),
+        head_norms=(_weight_of(attention, "q_norm"), _weight_of(attention, "k_norm")),
+        attention_out=_joined(attention.o_proj),
+        mlp_norm=block.post_attention_layernorm.weight,
+        gate_up=_joined(mlp.gate_proj, mlp.up_proj),
+        down=_joined(mlp.down_proj),
+    )
+
+
+def _weight_of(module: nn.Module, name: str) -> torch.Tensor | None:
+    norm: nn.Module | None = getattr(module, name, None)
+    return None if norm is None else norm.get_parameter("weight")
+
+
+def _joined(*linears: nn.Linear) -> _Linear:
+    """Linear maps of one input as one; each keeps its weights, as a part of the joined ones."""
+    if len(linears) == 1:
+        return _Linear(linears[0].weight.T, linears[0].bias)
+    weight_OI = torch.cat([linear.weight for linear in linears])
+    parts = torch.split(weight_OI, [linear.out_features for linear in linears])
+    for linear, part in zip(linears, parts, strict=True):
+        linear.weight = nn.Parameter(part, requires_grad=False)
+    biases = [linear.bias.data for linear in linears if linear.bias is not None]
+    return _Linear(weight_OI.T, torch.cat(biases) if biases else None)
+
+
+def _bounds(prompts: Sequence[Prompt]) -> list[int]:
+    """Where each prompt's tokens begin, and where the last end."""
+    return list(itertools.accumulate((len(prompt.ids) for prompt in prompts), initial=0))
