@@ -210,6 +210,7 @@ def write_shard(stored: StoredRun, shard: int, values_LND: NDArray[np.uint16]) -
             n_tokens=stop - start,
             n_truncated=0,
             n_shared=0,
+            forward="transformers",
             n_halved=0,
             token_budget=4096,
             compression="none",

@@ -64,6 +64,11 @@ class Engine:
         return self._general.causal
 
     @property
+    def forward(self) -> str:
+        """Whose forward pass computes batches: `transformers`, or `packed`."""
+        return self._way.name
+
+    @property
     def padded(self) -> bool:
         """Whether a batch costs as many tokens for each row as its longest has."""
         return self._way.padded

@@ -38,6 +38,8 @@ def deepest(wanted: Wanted) -> int:
 class HookedPass:
     """A model of transformers whose forward pass hands out what is wanted of it, and ends there."""
 
+    name = "transformers"
+    """What receipts call it."""
     padded = True
     """Whether a batch computes as many tokens for each row as its longest has."""
 

@@ -4,6 +4,7 @@ Nothing here reaches the network or runs a model's own code.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,16 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: the directory holds none.
     """
+    return _tokenizer(model.directory, model.name, model.tokenizer_digest)
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(directory: Path, name: str, _digest: str) -> PreTrainedTokenizerBase:
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(model.directory, local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"cannot load the tokenizer of {model.name}: {error}") from error
+        raise ValueError(f"cannot load the tokenizer of {name}: {error}") from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
 

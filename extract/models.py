@@ -8,6 +8,7 @@ import json
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -199,11 +200,18 @@ def _from_hub(name: str) -> Model:
 
 def _weights_digest(directory: Path) -> str:
     files = sorted(directory.glob("*.safetensors"))
-    parts = {path.name: file_sha256(path) for path in files} | {"config.json": _file_digest(directory / "config.json")}
+    parts = {path.name: _file_digest(path) for path in [*files, directory / "config.json"]}
     return f"sha256:{sha256_hex(canonical_json(parts))}"
 
 
 def _file_digest(path: Path) -> str:
+    """The digest of a file, computed once in a process unless it was written again."""
+    state = path.stat()
+    return _digest_in_state(path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+@lru_cache(maxsize=256)
+def _digest_in_state(path: Path, *_: int) -> str:
     if path.suffix != ".json":
         return file_sha256(path)
     return sha256_hex(canonical_json(_without_volatile_keys(json.loads(path.read_bytes()))))

@@ -73,6 +73,8 @@ class _Block:
 class PackedPass:
     """A Llama-like model, computed here; what it hands out is what HookedPass does, up to rounding."""
 
+    name = "packed"
+    """What receipts call it."""
     padded = False
     """Whether a batch computes as many tokens for each row as its longest has."""
 

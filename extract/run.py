@@ -19,7 +19,7 @@ from extract.identity import Identity
 from extract.loading import COMPUTE_DTYPES, Shape, default_attention, load_tokenizer, read_shape
 from extract.models import Model, find_model
 from extract.request import LEAST_ROWS_PER_SHARD, LEAST_SHARDS, MOST_ROWS_PER_SHARD, SHARD_BYTES, Request
-from extract.shard import ShardTask, extract_shard
+from extract.shard import ShardTask, extract_shards
 from extract.sites import Site, parse_layers, parse_sites
 from extract.store import Store, StoredRun, through_parquet
 from extract.templates import Template
@@ -98,12 +98,12 @@ def plan_run(request: Request, location: str) -> Plan:
 
 
 def extract_missing(plan: Plan, on_rows: Callable[[int], None] = lambda _: None) -> list[Receipt]:
-    """Do the run's missing shards, one after another, in this process.
+    """Do the run's missing shards in this process.
 
     Args:
         on_rows: called with the number of rows computed, batch by batch.
     """
-    return [extract_shard(task, on_rows) for task in plan.tasks()]
+    return extract_shards(plan.tasks(), on_rows)
 
 
 def _manifest(

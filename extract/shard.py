@@ -7,15 +7,16 @@ the same bytes for it. Work stealing inside a shard was rejected: it would tie t
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from extract.compute import compute_shard
+from extract.compute import Computed, compute_shard
 from extract.documents import Receipt, now
 from extract.engine import engine
-from extract.store import Store
-from extract.tokens import offsets_of, tokens_digest
+from extract.store import Store, StoredRun
+from extract.tokens import Prompt, offsets_of, tokens_digest
 
 _RECORDED_LIBRARIES = ("affectome", "torch", "transformers", "tokenizers", "zarr", "numpy")
 
@@ -36,25 +37,115 @@ class ShardTask:
     """Device of torch to compute on."""
 
 
-def extract_shard(task: ShardTask, on_rows: Callable[[int], None] = lambda _: None) -> Receipt:
-    """Compute a shard, make it durable and commit it.
+def extract_shards(tasks: Iterable[ShardTask], on_rows: Callable[[int], None] = lambda _: None) -> list[Receipt]:
+    """Compute shards one after another in this thread, while another makes the one before durable and commits it.
 
     Args:
         on_rows: called with the number of rows computed, batch by batch.
 
     Returns:
-        The shard's receipt: this attempt's, or that of another attempt which committed first.
+        Each shard's receipt: this attempt's, or that of another attempt which committed first.
 
     Raises:
         ExtractionError: a hidden state is not finite or does not fit the stored dtype.
         ValueError: the run's tables or the model cannot be read.
     """
+    receipts: list[Receipt] = []
+    with ThreadPoolExecutor(max_workers=1) as writer:
+        before: tuple[ShardTask, Future[Receipt | None]] | None = None
+        for task in tasks:
+            work = _compute(task, on_rows)
+            if before is not None:  # so that no more than two shards are in memory
+                receipts.append(before[1].result() or extract_shard(before[0]))
+            before = task, writer.submit(work.commit)
+        if before is not None:
+            receipts.append(before[1].result() or extract_shard(before[0]))
+    return receipts
+
+
+def extract_shard(task: ShardTask, on_rows: Callable[[int], None] = lambda _: None) -> Receipt:
+    """Compute one shard, make it durable and commit it; as `extract_shards`."""
+    (receipt,) = extract_shards([task], on_rows)
+    return receipt
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A shard that somebody has committed already."""
+
+    receipt: Receipt
+    """Its receipt."""
+
+    def commit(self) -> Receipt:
+        """There is nothing to do."""
+        return self.receipt
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A shard that is computed and not yet written."""
+
+    task: ShardTask
+    """Which."""
+    run: StoredRun
+    """The run it belongs to."""
+    entry: int
+    """Place of its receipt in the shard's log."""
+    prompts: Sequence[Prompt]
+    """What was computed."""
+    row_offsets: Sequence[int]
+    """Where each row's own tokens begin among those of all."""
+    found: Computed
+    """What came of it."""
+    forward: str
+    """Whose forward pass computed it."""
+    load_seconds: float
+    """Wall time until the model was there."""
+    compute_seconds: float
+    """Wall time after that."""
+
+    def commit(self) -> Receipt | None:
+        """Make it durable and commit it.
+
+        Returns:
+            The shard's receipt, which may be another attempt's; None where an entry took its place that voids what was before,
+            and the shard is to be done again.
+        """
+        began = time.perf_counter()
+        run, shard, found = self.run, self.task.shard, self.found
+        attempt, objects = run.write_attempt(shard, found.arrays, self.row_offsets)
+        write_seconds = time.perf_counter() - began
+        start, stop = run.shard_rows(shard)
+        receipt = Receipt(
+            run_id=run.run_id,
+            shard=shard,
+            entry=self.entry,
+            start=start,
+            stop=stop,
+            attempt=attempt,
+            objects=objects,
+            token_budget=run.manifest.token_budget,
+            compression=run.manifest.compression,
+            tokens=tokens_digest(self.prompts),
+            n_tokens=sum(len(prompt.ids) for prompt in self.prompts),
+            n_truncated=sum(prompt.truncated for prompt in self.prompts),
+            n_shared=found.n_shared,
+            forward=self.forward,
+            n_halved=found.n_halved,
+            device=_device_name(self.task.device),
+            host=platform.node(),
+            seconds={"load": self.load_seconds, "compute": self.compute_seconds, "write": write_seconds},
+            versions={name: importlib.metadata.version(name) for name in _RECORDED_LIBRARIES},
+            finished=now(),
+        )
+        return receipt if run.commit(receipt) else _end_of_log(run, shard)[1]
+
+
+def _compute(task: ShardTask, on_rows: Callable[[int], None]) -> _Found | _Attempt:
     run = Store.open(task.store).run(task.run_id)
-    entry = run.log_lengths().get(task.shard, 0)
-    if entry:
-        last = run.log_entry(task.shard, entry - 1)
-        if isinstance(last, Receipt):
-            return last
+    entry, receipt = _end_of_log(run, task.shard)
+    if receipt is not None:
+        return _Found(receipt)
     began = time.perf_counter()
     prompts = run.prompts(task.shard)
     row_offsets = offsets_of(prompts)
@@ -62,34 +153,15 @@ def extract_shard(task: ShardTask, on_rows: Callable[[int], None] = lambda _: No
     loaded = engine(task.model_directory, identity.weights, identity.compute_dtype, identity.attention, task.device)
     ready = time.perf_counter()
     found = compute_shard(loaded, run, task.shard, prompts, row_offsets, on_rows)
-    computed = time.perf_counter()
-    attempt, objects = run.write_attempt(task.shard, found.arrays, row_offsets)
-    written = time.perf_counter()
-    start, stop = run.shard_rows(task.shard)
-    receipt = Receipt(
-        run_id=run.run_id,
-        shard=task.shard,
-        entry=entry,
-        start=start,
-        stop=stop,
-        attempt=attempt,
-        objects=objects,
-        token_budget=run.manifest.token_budget,
-        compression=run.manifest.compression,
-        tokens=tokens_digest(prompts),
-        n_tokens=sum(len(prompt.ids) for prompt in prompts),
-        n_truncated=sum(prompt.truncated for prompt in prompts),
-        n_shared=found.n_shared,
-        n_halved=found.n_halved,
-        device=_device_name(task.device),
-        host=platform.node(),
-        seconds={"load": ready - began, "compute": computed - ready, "write": written - computed},
-        versions={name: importlib.metadata.version(name) for name in _RECORDED_LIBRARIES},
-        finished=now(),
-    )
-    if run.commit(receipt):
-        return receipt
-    return extract_shard(task, on_rows)  # finds the winner's receipt; or its void, and then the shard is to be done again
+    done = time.perf_counter()
+    return _Attempt(task, run, entry, prompts, row_offsets, found, loaded.forward, ready - began, done - ready)
+
+
+def _end_of_log(run: StoredRun, shard: int) -> tuple[int, Receipt | None]:
+    """Which entry a shard's log gets next, and the receipt it ends with, where it does."""
+    n_entries = run.log_lengths().get(shard, 0)
+    last = run.log_entry(shard, n_entries - 1) if n_entries else None
+    return n_entries, last if isinstance(last, Receipt) else None
 
 
 def _device_name(device: str) -> str:

@@ -87,6 +87,7 @@ def receipt_of(
         n_tokens=n_tokens,
         n_truncated=0,
         n_shared=0,
+        forward="transformers",
         n_halved=0,
         token_budget=run.manifest.token_budget,
         compression=run.manifest.compression,
