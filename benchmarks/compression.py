@@ -37,7 +37,8 @@ from extract.corpus import read_corpus
 from extract.encoding import Values, to_stored
 from extract.engine import Engine, default_device
 from extract.loading import load_tokenizer, read_shape
-from extract.models import BUILTIN, find_model
+from extract.models import find_model
+from extract.packages import BUILTIN
 from extract.request import DEFAULT_SITES, DEFAULT_TOKEN_BUDGET
 from extract.sites import parse_sites
 from extract.templates import Template

@@ -27,7 +27,8 @@ from rich.table import Table
 
 from extract.bench import Speed, measure_speed
 from extract.corpus import Corpus, read_corpus
-from extract.models import BUILTIN, find_model
+from extract.models import find_model
+from extract.packages import BUILTIN
 from extract.request import DEFAULT_TOKEN_BUDGET, Request
 
 OWN = ("transformers, as commonly written", "transformers, tuned")

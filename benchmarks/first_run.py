@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from extract.models import BUILTIN
+from extract.packages import BUILTIN
 
 
 def main() -> None:

@@ -14,8 +14,9 @@ from analyze.report import write_report
 from analyze.report.findings import headline_probe
 from cluster.console import note, progress
 from extract.corpus import read_passages
-from extract.models import BUILTIN, models_directory
+from extract.models import models_directory
 from extract.objects import LocalObjects
+from extract.packages import PACKAGED
 from extract.request import Request
 from extract.run import Plan, extract_missing, plan_run
 from extract.sites import Site
@@ -23,8 +24,9 @@ from extract.sites import Site
 
 def extract(request: Request, location: str) -> Plan:
     """Plan a run and do what is missing of it."""
-    if request.model == BUILTIN and not (models_directory() / BUILTIN).exists():
-        note(f"importing the built-in model into {models_directory()}, this once")
+    packaged = PACKAGED.get(request.model)
+    if packaged is not None and packaged.sha256 and not (models_directory() / packaged.name).exists():
+        note(f"importing {packaged.name} into {models_directory()}, this once")
     plan = plan_run(request, location)
     manifest, done = plan.run.manifest, plan.n_rows_done
     if done == manifest.n_rows:

@@ -25,7 +25,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 from transformers.integrations.gguf.reader import read_gguf_metadata
 
 from extract.identity import file_sha256
-from extract.models import BUILTIN, Model, builtin_gguf, check_name, models_directory
+from extract.models import Model, check_name, models_directory
+from extract.packages import PACKAGED
 from extract.quiet import quiet_transformers
 
 PROVENANCE_FILE = "affectome.json"
@@ -60,8 +61,6 @@ def import_gguf(source: Path, name: str) -> Model:
         ValueError: not a GGUF file, a name that cannot be a directory, or a pre-tokenizer that cannot be rebuilt exactly.
     """
     check_name(name)
-    if name == BUILTIN and source != builtin_gguf():
-        raise ValueError(f"{BUILTIN} is the built-in model's name; choose another --name for {source}")
     if not source.is_file():
         raise ValueError(f"there is no file {source}")
     with source.open("rb") as file:
@@ -69,6 +68,8 @@ def import_gguf(source: Path, name: str) -> Model:
             raise ValueError(f"{source} is not a GGUF file")
     target = models_directory() / name
     digest = file_sha256(source)
+    if name in PACKAGED and digest != PACKAGED[name].sha256:
+        raise ValueError(f"{name} is the name of a packaged model, which {source} is not; choose another --name")
     if target.exists():
         return _imported_before(target, name, source, digest)
     target.parent.mkdir(parents=True, exist_ok=True)

