@@ -33,13 +33,14 @@ from numcodecs import blosc, zstd
 
 from cluster.console import print_rows
 from extract.batches import plan_padded_batches
+from extract.budget import CPU_TOKENS
 from extract.corpus import read_corpus
 from extract.encoding import Values, to_stored
 from extract.engine import Engine, default_device
 from extract.loading import load_tokenizer, read_shape
 from extract.models import find_model
 from extract.packages import BUILTIN
-from extract.request import DEFAULT_SITES, DEFAULT_TOKEN_BUDGET
+from extract.request import DEFAULT_SITES
 from extract.sites import parse_sites
 from extract.templates import Template
 from extract.tokens import Prompt, continued
@@ -116,7 +117,7 @@ def hidden_states(n_rows: int, dtype: str) -> list[Values]:
     template = Template("raw", load_tokenizer(model))
     prompts = [prompt for prompt in continued(template.prompts(texts), (), shape.context, True) if isinstance(prompt, Prompt)]
     engine = Engine(model.directory, dtype, "sdpa", default_device())
-    batches = list(plan_padded_batches([len(prompt.ids) for prompt in prompts], DEFAULT_TOKEN_BUDGET))
+    batches = list(plan_padded_batches([len(prompt.ids) for prompt in prompts], CPU_TOKENS))
     in_order = np.argsort(np.concatenate(batches))
     pooled = [engine.pool([prompts[row] for row in batch], range(shape.n_layers + 1), sites) for batch in batches]
     stored = (np.concatenate([to_stored(batch[site], dtype) for batch in pooled], axis=1) for site in sites)

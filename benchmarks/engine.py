@@ -29,7 +29,7 @@ from extract.bench import Speed, measure_speed
 from extract.corpus import Corpus, read_corpus
 from extract.models import find_model
 from extract.packages import BUILTIN
-from extract.request import DEFAULT_TOKEN_BUDGET, Request
+from extract.request import Request
 
 OWN = ("transformers, as commonly written", "transformers, tuned")
 ELSEWHERE = ("nnsight", "TransformerLens")
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--corpus", default="builtin")
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--token-budget", type=int, default=DEFAULT_TOKEN_BUDGET)
+    parser.add_argument("--token-budget", type=int)
     parser.add_argument("--peer-python", help="interpreter of an environment with requirements-peers.txt")
     arguments = parser.parse_args()
     corpus = read_corpus(arguments.corpus).head(arguments.rows)

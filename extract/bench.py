@@ -16,9 +16,8 @@ import torch
 from torch.nn.functional import linear
 
 from extract.engine import Engine, default_device, engine
-from extract.models import find_model
 from extract.request import Request
-from extract.run import extract_missing, plan_run
+from extract.run import Plan, extract_missing, plan_run
 
 LIMIT_TOKENS = (1024, 2048, 4096)
 """Batch sizes at which the limit is measured; the best counts."""
@@ -74,7 +73,7 @@ def measure_speed(request: Request) -> Speed:
     with tempfile.TemporaryDirectory() as directory:
         few = plan_run(replace(request, corpus=request.corpus.head(8)), f"{directory}/warm")
         extract_missing(few)
-        loaded = _engine_of(request, few.run.manifest.identity.attention)
+        loaded = _engine_of(few)
         if loaded.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(loaded.device)
         began = time.perf_counter()
@@ -85,7 +84,7 @@ def measure_speed(request: Request) -> Speed:
     write = sum(receipt.seconds["write"] for receipt in receipts)
     return Speed(
         device=receipts[0].device,
-        dtype=request.compute_dtype,
+        dtype=plan.run.manifest.identity.compute_dtype,
         n_rows=sum(receipt.n_rows for receipt in receipts),
         n_tokens=sum(receipt.n_tokens - receipt.n_shared * (receipt.n_rows - 1) for receipt in receipts),
         plan_seconds=planned - began,
@@ -121,9 +120,9 @@ def _products_seconds(device: torch.device, weights: Sequence[torch.Tensor], n_t
     return statistics.median(_seconds(multiply) for _ in range(_REPEATS))
 
 
-def _engine_of(request: Request, attention: str) -> Engine:
-    model = find_model(request.model)
-    return engine(model.directory, model.weights_identity, request.compute_dtype, attention, default_device())
+def _engine_of(plan: Plan) -> Engine:
+    identity = plan.run.manifest.identity
+    return engine(plan.model.directory, identity.weights, identity.compute_dtype, identity.attention, default_device())
 
 
 def _peak_bytes(device: torch.device) -> int:

@@ -86,7 +86,7 @@ class _Shard:
         self._n_halved = 0
 
     def compute(self, on_rows: Callable[[int], None]) -> Computed:
-        prefix = self._loaded.share(self._prompts, self._identity.layers, self._sites, self._identity.offsets)
+        prefix = self._shared()
         n_shared = 0 if prefix is None else prefix.n_tokens
         before: _Pooled | None = None
         for rows in self._batches(n_shared):
@@ -98,6 +98,16 @@ class _Shard:
         if before is not None:
             self._keep(before)
         return Computed(self._arrays, n_shared, self._n_halved)
+
+    def _shared(self) -> Prefix | None:
+        """What all prompts begin with; None where there is no memory for it, and each is computed whole, or refused."""
+        try:
+            return self._loaded.share(self._prompts, self._identity.layers, self._sites, self._identity.offsets)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        self._loaded.free_memory()
+        return None
 
     def _batches(self, n_shared: int) -> Iterator[list[int]]:
         lengths = [len(prompt.ids) - n_shared for prompt in self._prompts]
@@ -132,15 +142,16 @@ class _Shard:
         with self._loaded.after(pooled.mark):
             for site, states_LBD in pooled.states.items():
                 places = _tokens_of(pooled.rows, self._row_offsets) if site.position == "all" else np.asarray(pooled.rows)
-                try:
-                    values_LBD = to_stored(states_LBD, self._identity.stored_dtype)
-                except UnfitValueError as error:
-                    raise ExtractionError(self._unfit_sentence(error, site, int(places[error.index[1]]))) from error
-                self._arrays[str(site)][:, places] = values_LBD
+                for index, states_BD in enumerate(states_LBD):  # one by one: what is converted takes its memory again
+                    try:
+                        values_BD = to_stored(states_BD, self._identity.stored_dtype)
+                    except UnfitValueError as error:
+                        raise ExtractionError(self._unfit_sentence(error, site, index, int(places[error.index[0]]))) from error
+                    self._arrays[str(site)][index, places] = values_BD
 
-    def _unfit_sentence(self, error: UnfitValueError, site: Site, place: int) -> str:
+    def _unfit_sentence(self, error: UnfitValueError, site: Site, index: int, place: int) -> str:
         row = int(np.searchsorted(self._row_offsets, place, side="right")) - 1 if site.position == "all" else place
-        layer = self._run.layers(str(site))[error.index[0]]
+        layer = self._run.layers(str(site))[index]
         where = f"row {self._first_row + row:,}, layer {layer}, {site}"
         if np.isfinite(error.value):
             stored = self._identity.stored_dtype

@@ -137,7 +137,8 @@ class Engine:
         readers = [(site, reader(site, rests, begins_B, offsets, self.device)) for site in sites]
         n_rest_B1 = torch.tensor([[prompt.prompt_stop] for prompt in rests], device=self.device)
         wanted = self._wanted(layers, sites)
-        pooled: dict[Site, list[torch.Tensor]] = {site: [] for site in sites}
+        pooled: dict[Site, torch.Tensor] = {}
+        places = {site: {layer: i for i, layer in enumerate(site.layers(layers, self.n_layers))} for site in sites}
 
         def keep(component: str, layer: int, hidden_ND: torch.Tensor) -> None:
             for site, read in readers:
@@ -145,12 +146,13 @@ class Engine:
                     states = read(hidden_ND)
                     if prefix is not None and site.position == "prompt_mean":
                         states = prefix.mean_with(states, n_rest_B1, component, layer)
-                    pooled[site].append(states)
+                    if site not in pooled:  # all layers at once: joining them later would take twice the memory
+                        pooled[site] = states.new_empty((len(places[site]), *states.shape))
+                    pooled[site][places[site].pop(layer)] = states
 
         self._way.forward(rests, wanted, keep, prefix)
-        for site, states in pooled.items():
-            assert len(states) == len(wanted[site.component]), "the model's forward pass skipped a block"
-        return {site: torch.stack(states) for site, states in pooled.items()}
+        assert not any(places.values()), "the model's forward pass skipped a block"
+        return pooled
 
     def mark(self) -> Any:
         """When what was asked of the device so far is computed; for `after`."""

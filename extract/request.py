@@ -11,7 +11,6 @@ LEAST_ROWS_PER_SHARD = 1024
 MOST_ROWS_PER_SHARD = 4096
 LEAST_SHARDS = 16
 SHARD_BYTES = 1 << 29
-DEFAULT_TOKEN_BUDGET = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +35,8 @@ class Request:
     """Text forced after every prompt."""
     offsets: tuple[int, ...] = ()
     """Token offsets from the utterance's last token, for `offset` sites."""
-    compute_dtype: str = "bfloat16"
-    """Precision of the model: a key of extract.loading.COMPUTE_DTYPES."""
+    compute_dtype: str = "auto"
+    """Precision of the model: a key of extract.loading.COMPUTE_DTYPES; `auto` as extract.budget.fastest_dtype says."""
     stored_dtype: str = "bfloat16"
     """Precision of the store: one of extract.encoding.STORED_DTYPES."""
     attention: str = "auto"
@@ -48,5 +47,5 @@ class Request:
     """How chunks are compressed, where the run is new: one of extract.encoding.COMPRESSIONS."""
     rows_per_shard: int | None = None
     """Rows of a shard, where the run is new; without it, as extract.run.rows_per_shard says."""
-    token_budget: int = DEFAULT_TOKEN_BUDGET
-    """Most tokens of a batch, where the run is new."""
+    token_budget: int | None = None
+    """Most tokens of a batch, where the run is new; without it, as extract.budget.fit_token_budget says."""

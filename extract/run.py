@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
+from extract.budget import fastest_dtype, fit_token_budget
 from extract.corpus import Corpus
 from extract.documents import Manifest, Receipt, now
 from extract.encoding import COMPRESSIONS, STORED_DTYPES
@@ -77,7 +78,7 @@ def plan_run(request: Request, location: str) -> Plan:
         sites=sites,
         offsets=_checked_offsets(request, sites, prompts),
         layers=layers,
-        compute_dtype=request.compute_dtype,
+        compute_dtype=fastest_dtype(default_device()) if request.compute_dtype == "auto" else request.compute_dtype,
         stored_dtype=request.stored_dtype,
         attention=default_attention(model) if request.attention == "auto" else request.attention,
         truncate=request.truncate,
@@ -91,7 +92,11 @@ def plan_run(request: Request, location: str) -> Plan:
     run = store.find(identity)
     if run is None:
         pinned = store.surviving_receipt(identity.run_id)
-        manifest = _manifest(_as_pinned(request, pinned), identity, model, template, shape, prompts)
+        asked = _as_pinned(request, pinned)
+        budget = asked.token_budget or fit_token_budget(
+            loaded, prompts, layers, [Site.parse(site) for site in sites], identity.offsets
+        )
+        manifest = _manifest(asked, budget, identity, model, template, shape, prompts)
         run = store.create_run(manifest, {"utterances": utterances, "tokens": _tokens(prompts)})
     _check_same_columns(run, utterances)
     return Plan(store, run, model)
@@ -107,7 +112,13 @@ def extract_missing(plan: Plan, on_rows: Callable[[int], None] = lambda _: None)
 
 
 def _manifest(
-    request: Request, identity: Identity, model: Model, template: Template, shape: Shape, prompts: Sequence[Prompt]
+    request: Request,
+    token_budget: int,
+    identity: Identity,
+    model: Model,
+    template: Template,
+    shape: Shape,
+    prompts: Sequence[Prompt],
 ) -> Manifest:
     """The manifest of a new run, still without its tables."""
     return Manifest(
@@ -117,7 +128,7 @@ def _manifest(
         n_layers=shape.n_layers,
         width=shape.width,
         rows_per_shard=request.rows_per_shard or rows_per_shard(len(prompts), _row_bytes(identity, shape, prompts)),
-        token_budget=request.token_budget,
+        token_budget=token_budget,
         compression=request.compression,
         tables=(),
         model=model.name,
@@ -160,13 +171,13 @@ def _row_bytes(identity: Identity, shape: Shape, prompts: Sequence[Prompt]) -> f
 
 def _check_choices(request: Request) -> None:
     for name, value, choices in (
-        ("compute dtype", request.compute_dtype, tuple(COMPUTE_DTYPES)),
+        ("compute dtype", request.compute_dtype, ("auto", *COMPUTE_DTYPES)),
         ("stored dtype", request.stored_dtype, STORED_DTYPES),
         ("compression", request.compression, COMPRESSIONS),
     ):
         if value not in choices:
             raise ValueError(f"{value!r} is no {name}; choose from {', '.join(choices)}")
-    if (request.rows_per_shard is not None and request.rows_per_shard < 1) or request.token_budget < 1:
+    if any(count is not None and count < 1 for count in (request.rows_per_shard, request.token_budget)):
         raise ValueError("rows per shard and the token budget must be 1 or more")
 
 

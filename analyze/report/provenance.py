@@ -16,7 +16,7 @@ from analyze.report.page import Fact, Table
 from analyze.report.words import ranges
 from extract.corpus import read_passages
 from extract.documents import Receipt
-from extract.request import DEFAULT_DATE, DEFAULT_TOKEN_BUDGET
+from extract.request import DEFAULT_DATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +184,7 @@ def _extract_command(run: Run) -> str:
     command += ["--attention", identity.attention]
     if identity.truncate:
         command.append("--truncate")
-    command += ["--rows-per-shard", str(manifest.rows_per_shard)]
-    if manifest.token_budget != DEFAULT_TOKEN_BUDGET:
-        command += ["--token-budget", str(manifest.token_budget)]
+    command += ["--rows-per-shard", str(manifest.rows_per_shard), "--token-budget", str(manifest.token_budget)]
     return shlex.join(command)
 
 

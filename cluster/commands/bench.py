@@ -10,7 +10,7 @@ from cluster.console import Row, note, print_json, print_rows
 from extract.corpus import BUILTIN as BUILTIN_CORPUS
 from extract.corpus import read_corpus
 from extract.packages import BUILTIN
-from extract.request import DEFAULT_SITES, DEFAULT_TOKEN_BUDGET, Request
+from extract.request import DEFAULT_SITES, Request
 
 if TYPE_CHECKING:
     from extract.bench import Speed
@@ -23,8 +23,8 @@ def bench(
     sites: Annotated[str, typer.Option(help="Comma-separated component.position.")] = DEFAULT_SITES,
     layers: LayersOption = "all",
     template: Annotated[str, typer.Option(help="As for extract.")] = "raw",
-    dtype: Annotated[str, typer.Option(help="Precision of the model: bfloat16 or float32.")] = "bfloat16",
-    token_budget: Annotated[int, typer.Option(help="Most tokens of a batch.")] = DEFAULT_TOKEN_BUDGET,
+    dtype: Annotated[str, typer.Option(help="Precision of the model: bfloat16, float32, or 'auto', the faster.")] = "auto",
+    token_budget: Annotated[int | None, typer.Option(help="Most tokens of a batch.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure how fast this machine extracts, beside what the model's matrix products alone would take."""

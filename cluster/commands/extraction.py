@@ -10,7 +10,7 @@ from cluster.console import Row, note, print_json, print_rows, progress
 from extract.corpus import BUILTIN as BUILTIN_CORPUS
 from extract.corpus import read_corpus
 from extract.packages import BUILTIN
-from extract.request import DEFAULT_DATE, DEFAULT_SITES, DEFAULT_TOKEN_BUDGET, MOST_ROWS_PER_SHARD, Request
+from extract.request import DEFAULT_DATE, DEFAULT_SITES, MOST_ROWS_PER_SHARD, Request
 
 if TYPE_CHECKING:  # what computes is imported by the commands that compute: it takes seconds to load
     from extract.run import Plan
@@ -30,7 +30,7 @@ def extract(
     ] = "raw",
     system: Annotated[str, typer.Option(help="System prompt, for templates that have a place for one.")] = "",
     date: Annotated[str, typer.Option(help="The day a chat template is told that writes the date.")] = DEFAULT_DATE,
-    dtype: Annotated[str, typer.Option(help="Precision of the model: bfloat16 or float32.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="Precision of the model: bfloat16, float32, or 'auto', the faster.")] = "auto",
     stored_dtype: Annotated[str, typer.Option(help="Precision of the store: bfloat16, float16 or float32.")] = "bfloat16",
     attention: Annotated[
         str, typer.Option(help="Attention implementation of transformers; auto is sdpa, or eager where a model has no other.")
@@ -44,7 +44,7 @@ def extract(
             help=f"Rows of a shard, where the run is new; without it, a sixteenth, up to {MOST_ROWS_PER_SHARD:,} or 512 MiB."
         ),
     ] = None,
-    token_budget: Annotated[int, typer.Option(help="Most tokens of a batch, where the run is new.")] = DEFAULT_TOKEN_BUDGET,
+    token_budget: Annotated[int | None, typer.Option(help="Most tokens of a batch, where the run is new.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a model over a corpus and keep its hidden states; prints the run's id last."""

@@ -1,0 +1,75 @@
+"""What suits the device when a run is created, and is pinned in it: the precision to compute in, the tokens of a batch.
+
+Both are measured. A table of processors and GPUs was rejected: it would be out of date, and wrong in a container that is
+given half of one.
+"""
+
+import statistics
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+
+from extract.engine import Engine
+from extract.sites import Site
+from extract.tokens import Prompt
+
+CPU_TOKENS = 4096
+"""On a CPU products are as fast as they get from here on, and less than two thousand are slower (benchmarks/engine.py)."""
+
+_MOST_GPU_TOKENS = 65_536
+_TRIAL_TOKENS = 4096
+_USED_SHARE = 0.6
+"""Of the free memory of a GPU: batches differ in shape, and the one before is still there while the next is computed."""
+
+_CLEARLY_FASTER = 1.2
+_PRODUCT = (256, 1024, 1024)
+
+
+@lru_cache
+def fastest_dtype(device: str) -> str:
+    """bfloat16 where its matrix products are clearly faster than float32's, else float32, which is more precise."""
+    seconds = {dtype: _product_seconds(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    return "bfloat16" if seconds[torch.float32] > _CLEARLY_FASTER * seconds[torch.bfloat16] else "float32"
+
+
+def fit_token_budget(
+    loaded: Engine, prompts: Sequence[Prompt], layers: Sequence[int], sites: Sequence[Site], offsets: Sequence[int]
+) -> int:
+    """The most tokens of a batch.
+
+    On a GPU, as many as its free memory holds, by what the longest of these prompts take; elsewhere CPU_TOKENS.
+    """
+    if loaded.device.type != "cuda":
+        return CPU_TOKENS
+    trial: list[Prompt] = []
+    for prompt in sorted(prompts, key=lambda prompt: -len(prompt.ids)):
+        if trial and (len(trial) + 1) * len(trial[0].ids) > _TRIAL_TOKENS:
+            break
+        trial.append(prompt)
+    before = torch.cuda.memory_allocated(loaded.device)
+    torch.cuda.reset_peak_memory_stats(loaded.device)
+    loaded.pool(trial, layers, sites, offsets)
+    taken = torch.cuda.max_memory_allocated(loaded.device) - before
+    free, _ = torch.cuda.mem_get_info(loaded.device)
+    return tokens_that_fit(free, taken / (len(trial) * len(trial[0].ids)))
+
+
+def tokens_that_fit(free_bytes: int, bytes_per_token: float) -> int:
+    """A power of two, so that a little more or less free memory leaves the batches as they are."""
+    fitting = max(1, int(_USED_SHARE * free_bytes / max(1.0, bytes_per_token)))
+    return min(_MOST_GPU_TOKENS, 1 << (fitting.bit_length() - 1))
+
+
+def _product_seconds(device: str, dtype: torch.dtype) -> float:
+    rows, inner, columns = _PRODUCT
+    left, right = torch.ones(rows, inner, device=device, dtype=dtype), torch.ones(inner, columns, device=device, dtype=dtype)
+
+    def multiply() -> float:
+        began = time.perf_counter()
+        float((left @ right)[0, 0])  # reading a number waits for the device
+        return time.perf_counter() - began
+
+    multiply()
+    return statistics.median(multiply() for _ in range(5))
