@@ -42,13 +42,14 @@ class Engine:
             own: whether our own pass may compute what it can.
 
         Raises:
-            ValueError: transformers cannot build the model, weights are missing, or its blocks cannot be found.
+            ValueError: transformers cannot build the model, weights are missing, its blocks cannot be found, or the device has
+                too little memory for it.
         """
-        model: Any = load_weights(directory, COMPUTE_DTYPES[dtype], attention).eval().requires_grad_(False).to(device)
+        model = _on_device(load_weights(directory, COMPUTE_DTYPES[dtype], attention).eval().requires_grad_(False), device)
         self._blocks = find_blocks(model)
         self.device = torch.device(device)
         """Where the model computes."""
-        self._general = HookedPass(model, self.device)
+        self._general = HookedPass(model, self.device, compiled=self.device.type == "cuda")
         self._packed = packed_pass(model, self._general) if own else None
         self._fetching = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch's own
         self._resumes = goes_on_from_keys_and_values(model)
@@ -201,5 +202,18 @@ def engine(directory: Path, weights: str, dtype: str, attention: str, device: st
 
 
 def default_device() -> str:
-    """The device a single process uses: the first CUDA device where there is one, else the CPU."""
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+    """The device a single process uses: the first CUDA device where there is one, else Apple's GPU, else the CPU."""
+    if torch.cuda.is_available():
+        return "cuda:0"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _on_device(model: Any, device: str) -> Any:
+    try:
+        return model.to(device)
+    except torch.OutOfMemoryError as error:
+        gibibytes = sum(weight.numel() * weight.element_size() for weight in model.parameters()) / 2**30
+        raise ValueError(
+            f"the model's weights take {gibibytes:.1f} GiB in {model.dtype}, more than {device} has free; one model over "
+            "several devices is not supported yet, so free its memory, take a larger device, or a smaller model"
+        ) from error

@@ -7,7 +7,9 @@ rejected: it keeps every layer of every token and gives the last one after the f
 Shape suffixes: B rows of a batch, T tokens of the longest, N tokens of the batch with padding (B x T), D width.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,12 @@ Visit = Callable[[str, int, torch.Tensor], None]
 
 Wanted = Mapping[str, frozenset[int]]
 """By component, the layers asked for."""
+
+
+_logger = logging.getLogger(__name__)
+
+_INSIDE = {"attn_out", "mlp_out"}
+"""Components that are read inside of a block."""
 
 
 class _PassDone(Exception):  # noqa: N818 - not an error
@@ -43,8 +51,12 @@ class HookedPass:
     padded = True
     """Whether a batch computes as many tokens for each row as its longest has."""
 
-    def __init__(self, model: Any, device: torch.device) -> None:
+    def __init__(self, model: Any, device: torch.device, compiled: bool = False) -> None:
         """Watch a model.
+
+        Args:
+            compiled: fuse what is element-wise in a block, where nothing inside of it is watched; takes a minute for the first
+                batches.
 
         Raises:
             ValueError: its blocks cannot be found.
@@ -52,9 +64,17 @@ class HookedPass:
         self._model, self._device = model, device
         self._blocks = find_blocks(model)
         self._found: dict[str, Mapping[int, nn.Module]] = {}
+        self._compiled: list[Any] = []
         self.causal = True
         """Whether a token's state is independent of the tokens after it; measured below with the mask left out."""
         self.causal = self._measure_causality()
+        if compiled:
+            self._compile()
+
+    @property
+    def compiled(self) -> bool:
+        """Whether its blocks compute what they can by compiled code."""
+        return bool(self._compiled)
 
     def begins(self, prompts: Sequence[Prompt]) -> Sequence[int]:
         """Where each prompt's first token lies in hidden_ND."""
@@ -94,12 +114,35 @@ class HookedPass:
             arguments["use_cache"] = False
         handles = self._listen(wanted, visit)
         try:
-            self._model(input_ids=ids_BT, **arguments)
+            with self._fused(cache is None and not _INSIDE & set(wanted)):
+                self._model(input_ids=ids_BT, **arguments)
         except _PassDone:
             pass
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _compile(self) -> None:
+        """Compile the blocks, where the machine has what that needs; a trial says so at once, not the first batch."""
+        prompt = Prompt((1, 2, 1, 3), 0, 4, 4)
+        try:
+            self._compiled = [torch.compile(block.forward, dynamic=True) for block in self._blocks]
+            self.forward([prompt, prompt], {"resid": frozenset({len(self._blocks)})}, lambda *_: None)
+        except Exception as error:  # whatever a compiler or a kernel raises: all that is lost is speed
+            _logger.info("blocks are not compiled: %s", error)
+            self._compiled = []
+
+    @contextmanager
+    def _fused(self, possible: bool) -> Iterator[None]:
+        """Blocks compute by their compiled forward, which knows neither hooks inside of a block nor caches of ours."""
+        fused = list(zip(self._blocks, self._compiled, strict=True)) if possible and self._compiled else []
+        for block, forward in fused:
+            block.forward = forward
+        try:
+            yield
+        finally:
+            for block, _ in fused:
+                del block.forward  # the class's own is behind it
 
     def _listen(self, wanted: Wanted, visit: Visit) -> list[Any]:
         """Hooks that hand out what is wanted and end the pass behind the deepest of it."""

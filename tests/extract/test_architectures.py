@@ -1,5 +1,7 @@
 """Every architecture, component and position against plain transformers at batch 1, in float32."""
 
+import itertools
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from numpy.typing import NDArray
 from transformers import AutoModel
 
 from extract.engine import Engine
+from extract.hooked import HookedPass
 from extract.kernels import kernels
-from extract.loading import default_attention
+from extract.loading import default_attention, load_weights
 from extract.models import Model
 from extract.prefix import shared_length
 from extract.sites import COMPONENTS, POSITIONS, Site
@@ -218,3 +221,24 @@ def test_what_blocks_add_is_refused_where_it_cannot_be_told(tmp_path: Path) -> N
     engine.check_components(["resid", "final_norm"])
     with pytest.raises(ValueError, match="cannot tell what attention and MLP add in block 1 of Granite"):
         engine.check_components(["attn_out"])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of torch
+@pytest.mark.parametrize("name", ["llama-narrow", "gemma3", "gpt2", "qwen3-moe"])
+def test_compiled_blocks_give_the_numbers_of_their_own_code(name: str, directories: dict[str, Path]) -> None:
+    attention = default_attention(Model(name, directories[name]))
+    model = load_weights(directories[name], torch.float32, attention).eval().requires_grad_(False)
+    device = torch.device("cpu")
+    compiled, general = HookedPass(model, device, compiled=True), HookedPass(model, device)
+    if shutil.which("c++"):
+        assert compiled.compiled
+    rng = np.random.default_rng(5)
+    watched: list[dict[str, frozenset[int]]] = [{"resid": frozenset({0, 2, 3})}, {"attn_out": frozenset({1, 2})}]
+    for wanted, n_rows in itertools.product(watched, (1, 3, 5)):
+        prompts = [prompt_of(rng, 1, 4 + 3 * row, 0) for row in range(n_rows)]
+        states: list[list[torch.Tensor]] = [[], []]
+        for found, one_pass in zip(states, (compiled, general), strict=True):
+            one_pass.forward(prompts, wanted, lambda _c, _l, hidden_ND, found=found: found.append(hidden_ND.clone()))  # type: ignore[misc]
+        for ours, theirs in zip(*states, strict=True):
+            assert (ours - theirs).abs().max() < TOLERANCE * theirs.abs().max()
