@@ -126,7 +126,12 @@ def table(ours: Sequence[Speed], peers: Sequence[Peer]) -> Table:
 
 def split(ours: Sequence[Speed]) -> str:
     """Where affectome's time goes, and what it holds in memory."""
-    parts: dict[str, Any] = {"plan and tokenize": "plan_seconds", "compute": "compute_seconds", "write": "write_seconds"}
+    parts: dict[str, Any] = {
+        "plan and tokenize": "plan_seconds",
+        "compute": "compute_seconds",
+        "copy": "copy_seconds",
+        "write": "write_seconds",
+    }
     shares = [
         f"{name} {statistics.median(getattr(speed, attribute) / speed.seconds for speed in ours):.1%}"
         for name, attribute in parts.items()

@@ -40,18 +40,19 @@ class Speed:
     plan_seconds: float
     """Tokenizing, and making the run."""
     compute_seconds: float
-    """From token ids to pooled hidden states on the host."""
+    """From token ids to pooled hidden states."""
+    copy_seconds: float
+    """Bringing those to the host in stored form; on a GPU while it computes what follows."""
     write_seconds: float
-    """Making them durable."""
+    """Making them durable; of all shards but the last while the next is computed."""
+    seconds: float
+    """All of it, but loading the model."""
+    n_bytes: int
+    """What was written."""
     limit: float
     """Tokens/s of the matrix products alone."""
     peak_bytes: int
     """Most memory this process has held; on a GPU, most memory of the GPU."""
-
-    @property
-    def seconds(self) -> float:
-        """All of it, but loading the model."""
-        return self.plan_seconds + self.compute_seconds + self.write_seconds
 
     @property
     def tokens_per_second(self) -> float:
@@ -81,15 +82,18 @@ def measure_speed(request: Request) -> Speed:
         planned = time.perf_counter()
         receipts = extract_missing(plan)
         done = time.perf_counter()
-    write = sum(receipt.seconds["write"] for receipt in receipts)
+    compute, copy, write = (sum(receipt.seconds[stage] for receipt in receipts) for stage in ("compute", "copy", "write"))
     return Speed(
         device=receipts[0].device,
         dtype=plan.run.manifest.identity.compute_dtype,
         n_rows=sum(receipt.n_rows for receipt in receipts),
         n_tokens=sum(receipt.n_tokens - receipt.n_shared * (receipt.n_rows - 1) for receipt in receipts),
         plan_seconds=planned - began,
-        compute_seconds=done - planned - write,
+        compute_seconds=compute,
+        copy_seconds=copy,
         write_seconds=write,
+        seconds=done - began,
+        n_bytes=sum(receipt.n_bytes for receipt in receipts),
         limit=product_limit(loaded, max(1, *plan.run.manifest.identity.layers)),
         peak_bytes=_peak_bytes(loaded.device),
     )

@@ -7,6 +7,7 @@ the memory ran out.
 Shape suffixes: L layers, N rows of the shard, B rows of a batch, D width.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,8 @@ class Computed:
     """Tokens that all prompts begin with and that were computed once."""
     n_halved: int
     """Batches that did not fit into memory and were cut in two."""
+    copy_seconds: float
+    """Of the wall time, what bringing states to the host in stored form took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ class _Shard:
         layouts = {str(site): run.layout(shard, str(site), row_offsets) for site in self._sites}
         self._arrays: dict[str, Values] = {site: np.empty(layout.shape, layout.dtype) for site, layout in layouts.items()}
         self._n_halved = 0
+        self._copy_seconds = 0.0
 
     def compute(self, on_rows: Callable[[int], None]) -> Computed:
         prefix = self._shared()
@@ -97,7 +101,7 @@ class _Shard:
             on_rows(len(rows))
         if before is not None:
             self._keep(before)
-        return Computed(self._arrays, n_shared, self._n_halved)
+        return Computed(self._arrays, n_shared, self._n_halved, self._copy_seconds)
 
     def _shared(self) -> Prefix | None:
         """What all prompts begin with; None where there is no memory for it, and each is computed whole, or refused."""
@@ -139,6 +143,7 @@ class _Shard:
         yield from self._pooled(rows[middle:], prefix)
 
     def _keep(self, pooled: _Pooled) -> None:
+        began = time.perf_counter()
         with self._loaded.after(pooled.mark):
             for site, states_LBD in pooled.states.items():
                 places = _tokens_of(pooled.rows, self._row_offsets) if site.position == "all" else np.asarray(pooled.rows)
@@ -148,6 +153,7 @@ class _Shard:
                     except UnfitValueError as error:
                         raise ExtractionError(self._unfit_sentence(error, site, index, int(places[error.index[0]]))) from error
                     self._arrays[str(site)][index, places] = values_BD
+        self._copy_seconds += time.perf_counter() - began
 
     def _unfit_sentence(self, error: UnfitValueError, site: Site, index: int, place: int) -> str:
         row = int(np.searchsorted(self._row_offsets, place, side="right")) - 1 if site.position == "all" else place

@@ -113,7 +113,7 @@ class Receipt:
     host: str
     """On which machine."""
     seconds: Mapping[str, float]
-    """Wall time of each stage: load, compute, write."""
+    """Wall time of each stage: load, compute, copy (to the host, in stored form), write."""
     versions: Mapping[str, str]
     """Versions of the libraries that made it."""
     finished: str

@@ -134,7 +134,12 @@ class _Attempt:
             n_halved=found.n_halved,
             device=_device_name(self.task.device),
             host=platform.node(),
-            seconds={"load": self.load_seconds, "compute": self.compute_seconds, "write": write_seconds},
+            seconds={
+                "load": self.load_seconds,
+                "compute": self.compute_seconds - found.copy_seconds,
+                "copy": found.copy_seconds,
+                "write": write_seconds,
+            },
             versions={name: importlib.metadata.version(name) for name in _RECORDED_LIBRARIES},
             finished=now(),
         )

@@ -50,7 +50,12 @@ def bench(
 
 
 def _rows(speed: "Speed") -> list[Row]:
-    split = {"tokenize, plan": speed.plan_seconds, "compute": speed.compute_seconds, "write": speed.write_seconds}
+    split = {
+        "tokenize, plan": speed.plan_seconds,
+        "compute": speed.compute_seconds,
+        "copy": speed.copy_seconds,
+        "write": speed.write_seconds,
+    }
     return [
         {"what": "utterances/s", "value": f"{speed.n_rows / speed.seconds:,.1f}"},
         {"what": "tokens/s", "value": f"{speed.tokens_per_second:,.0f}"},
