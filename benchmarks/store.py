@@ -209,6 +209,7 @@ def write_shard(stored: StoredRun, shard: int, values_LND: NDArray[np.uint16]) -
             tokens="0" * 64,
             n_tokens=stop - start,
             n_truncated=0,
+            n_computed=0,
             n_shared=0,
             forward="transformers",
             n_halved=0,

@@ -36,7 +36,7 @@ class Speed:
     n_rows: int
     """Utterances."""
     n_tokens: int
-    """Tokens that were computed, padding not counted, and what all prompts begin with once for each shard."""
+    """Tokens that went through the model, padding not counted."""
     plan_seconds: float
     """Tokenizing, and making the run."""
     compute_seconds: float
@@ -87,7 +87,7 @@ def measure_speed(request: Request) -> Speed:
         device=receipts[0].device,
         dtype=plan.run.manifest.identity.compute_dtype,
         n_rows=sum(receipt.n_rows for receipt in receipts),
-        n_tokens=sum(receipt.n_tokens - receipt.n_shared * (receipt.n_rows - 1) for receipt in receipts),
+        n_tokens=sum(receipt.n_computed for receipt in receipts),
         plan_seconds=planned - began,
         compute_seconds=compute,
         copy_seconds=copy,

@@ -9,7 +9,7 @@ Shape suffixes: L layers, N rows of the shard, B rows of a batch, D width.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from extract.batches import plan_packed_batches, plan_padded_batches
 from extract.encoding import UnfitValueError, Values, to_stored
 from extract.engine import Engine
+from extract.pooling import reach
 from extract.prefix import Prefix
 from extract.sites import Site
 from extract.store import StoredRun
@@ -34,6 +35,8 @@ class Computed:
 
     arrays: dict[str, Values]
     """For each site its values in stored form, of the shape `StoredRun.layout` says."""
+    n_computed: int
+    """Tokens that went through the model, padding not counted."""
     n_shared: int
     """Tokens that all prompts begin with and that were computed once."""
     n_halved: int
@@ -81,13 +84,18 @@ class _Shard:
         self, loaded: Engine, run: StoredRun, shard: int, prompts: Sequence[Prompt], row_offsets: Sequence[int]
     ) -> None:
         self._loaded, self._run, self._first_row = loaded, run, run.shard_rows(shard)[0]
-        self._prompts, self._row_offsets = prompts, row_offsets
+        self._row_offsets = row_offsets
         self._identity = run.manifest.identity
         self._sites = [Site.parse(site) for site in self._identity.sites]
+        self._prompts = [self._as_far_as_read(prompt) for prompt in prompts] if loaded.causal else prompts
         layouts = {str(site): run.layout(shard, str(site), row_offsets) for site in self._sites}
         self._arrays: dict[str, Values] = {site: np.empty(layout.shape, layout.dtype) for site, layout in layouts.items()}
         self._n_halved = 0
         self._copy_seconds = 0.0
+
+    def _as_far_as_read(self, prompt: Prompt) -> Prompt:
+        stop = max(reach(site, prompt, self._identity.offsets) for site in self._sites)
+        return replace(prompt, ids=prompt.ids[:stop])
 
     def compute(self, on_rows: Callable[[int], None]) -> Computed:
         prefix = self._shared()
@@ -101,7 +109,8 @@ class _Shard:
             on_rows(len(rows))
         if before is not None:
             self._keep(before)
-        return Computed(self._arrays, n_shared, self._n_halved, self._copy_seconds)
+        n_computed = sum(len(prompt.ids) for prompt in self._prompts) - n_shared * (len(self._prompts) - 1)
+        return Computed(self._arrays, n_computed, n_shared, self._n_halved, self._copy_seconds)
 
     def _shared(self) -> Prefix | None:
         """What all prompts begin with; None where there is no memory for it, and each is computed whole, or refused."""

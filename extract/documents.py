@@ -100,6 +100,8 @@ class Receipt:
     """SHA-256 of the token ids and spans that were computed (extract.tokens.tokens_digest)."""
     n_tokens: int
     """Tokens of all prompts, without padding."""
+    n_computed: int
+    """Tokens that went through the model: of each prompt as far as something reads it, what all begin with once."""
     n_shared: int
     """Tokens that all prompts begin with and that were computed once."""
     forward: str

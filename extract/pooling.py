@@ -54,6 +54,16 @@ def reader(
     raise AssertionError(site)
 
 
+def reach(site: Site, prompt: Prompt, offsets: Sequence[int]) -> int:
+    """One past the last token of a prompt that a site reads; under causal attention nothing behind it is needed."""
+    match site.position:
+        case "prompt_last" | "prompt_mean":
+            return prompt.prompt_stop
+        case "offset":
+            return prompt.stop + max(offsets)
+    return prompt.stop
+
+
 def _token_reader(positions: Sequence[object] | NDArray[np.int64], device: torch.device) -> Reader:
     index = torch.as_tensor(np.asarray(positions, np.int64)).to(device)
     return lambda hidden_ND: hidden_ND[index]

@@ -129,6 +129,7 @@ class _Attempt:
             tokens=tokens_digest(self.prompts),
             n_tokens=sum(len(prompt.ids) for prompt in self.prompts),
             n_truncated=sum(prompt.truncated for prompt in self.prompts),
+            n_computed=found.n_computed,
             n_shared=found.n_shared,
             forward=self.forward,
             n_halved=found.n_halved,

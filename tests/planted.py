@@ -86,6 +86,7 @@ def receipt_of(
         tokens=tokens,
         n_tokens=n_tokens,
         n_truncated=0,
+        n_computed=0,
         n_shared=0,
         forward="transformers",
         n_halved=0,

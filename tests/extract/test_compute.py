@@ -1,5 +1,6 @@
 """Batches that do not fit into memory, in a process that really has too little of it; shared prefixes in a run."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from extract.models import Model
 from extract.request import Request
 from extract.run import extract_missing, plan_run
 from extract.store import Store
+from extract.tokens import Prompt
 
 ROWS = 4000
 BUDGET = 1_000_000
@@ -93,6 +95,36 @@ def test_a_run_with_a_shared_prefix_holds_the_numbers_of_whole_prompts(
             ours, theirs = (Run(plan.run).hidden(site, layer) for plan in (with_prefix, without))
             error = np.linalg.norm(ours - theirs, axis=1) / np.linalg.norm(theirs, axis=1)
             assert error.max() < 1e-4, (site, layer)
+
+
+def test_tokens_that_nothing_reads_are_not_computed(
+    builtin_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Request(
+        builtin_model.name,
+        read_corpus("builtin").head(12),
+        template="few-shot",
+        layers="1,30",
+        sites="resid.last,resid.mean",
+        compute_dtype="float32",
+        stored_dtype="float32",
+    )
+    plan = plan_run(request, str(tmp_path / "read"))
+    prompts = plan.run.prompts(0)
+    (receipt,) = extract_missing(plan)
+    assert receipt.n_tokens == sum(len(prompt.ids) for prompt in prompts)
+    assert receipt.n_computed == sum(prompt.stop for prompt in prompts) - 11 * receipt.n_shared
+    whole = plan_run(request, str(tmp_path / "whole"))
+    monkeypatch.setattr("extract.compute.reach", _everything)
+    (receipt,) = extract_missing(whole)
+    assert receipt.n_computed == receipt.n_tokens - 11 * receipt.n_shared
+    for site, layer in itertools.product(("resid.last", "resid.mean"), (1, 30)):
+        ours, theirs = (Run(made.run).hidden(site, layer) for made in (plan, whole))
+        assert np.linalg.norm(ours - theirs, axis=1).max() < 1e-4 * np.linalg.norm(theirs, axis=1).min()
+
+
+def _everything(_site: object, prompt: Prompt, _offsets: object) -> int:
+    return len(prompt.ids)
 
 
 def _no_prefix(*_: object) -> int:
