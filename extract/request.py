@@ -9,7 +9,7 @@ DEFAULT_DATE = "2024-07-26"
 """What a chat template that writes today's date is told, so that a run is the same on every day: Llama 3's own default."""
 LEAST_ROWS_PER_SHARD = 1024
 MOST_ROWS_PER_SHARD = 4096
-LEAST_SHARDS = 16
+LEAST_SHARDS = 64
 SHARD_BYTES = 1 << 29
 
 

@@ -41,7 +41,7 @@ def extract(
     rows_per_shard: Annotated[
         int | None,
         typer.Option(
-            help=f"Rows of a shard, where the run is new; without it, a sixteenth, up to {MOST_ROWS_PER_SHARD:,} or 512 MiB."
+            help=f"Rows of a shard, where the run is new; without it, a 64th, up to {MOST_ROWS_PER_SHARD:,} or 512 MiB."
         ),
     ] = None,
     token_budget: Annotated[int | None, typer.Option(help="Most tokens of a batch, where the run is new.")] = None,
