@@ -20,6 +20,7 @@ from extract.encoding import UnfitValueError, Values, to_stored
 from extract.engine import Engine
 from extract.pooling import reach
 from extract.prefix import Prefix
+from extract.rotary import apart
 from extract.sites import Site
 from extract.store import StoredRun
 from extract.tokens import Prompt
@@ -87,7 +88,8 @@ class _Shard:
         self._row_offsets = row_offsets
         self._identity = run.manifest.identity
         self._sites = [Site.parse(site) for site in self._identity.sites]
-        self._prompts = [self._as_far_as_read(prompt) for prompt in prompts] if loaded.causal else prompts
+        alike = loaded.causal and loaded.turns_from is None
+        self._prompts = [self._as_far_as_read(prompt) for prompt in prompts] if alike else prompts
         layouts = {str(site): run.layout(shard, str(site), row_offsets) for site in self._sites}
         self._arrays: dict[str, Values] = {site: np.empty(layout.shape, layout.dtype) for site, layout in layouts.items()}
         self._n_halved = 0
@@ -125,7 +127,13 @@ class _Shard:
     def _batches(self, n_shared: int) -> Iterator[list[int]]:
         lengths = [len(prompt.ids) - n_shared for prompt in self._prompts]
         budget = self._run.manifest.token_budget
-        return plan_padded_batches(lengths, budget, n_shared) if self._loaded.padded else plan_packed_batches(lengths, budget)
+        for group in apart(lengths, self._loaded.turns_from):
+            of_group = [lengths[row] for row in group]
+            if self._loaded.padded:
+                batches = plan_padded_batches(of_group, budget, n_shared)
+            else:
+                batches = plan_packed_batches(of_group, budget)
+            yield from ([group[row] for row in batch] for batch in batches)
 
     def _pooled(self, rows: list[int], prefix: Prefix | None) -> Iterator[_Pooled]:
         """A batch, or its halves where it does not fit into memory."""

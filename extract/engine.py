@@ -24,6 +24,7 @@ from extract.models import Model
 from extract.packed import PackedPass, packed_pass
 from extract.pooling import reader
 from extract.prefix import Prefix, goes_on_from_keys_and_values, keys_and_values, shared_length
+from extract.rotary import turns_from
 from extract.sites import Site
 from extract.tokens import Prompt
 
@@ -52,6 +53,8 @@ class Engine:
         self._general = HookedPass(model, self.device, compiled=self.device.type == "cuda")
         self._packed = packed_pass(model, self._general) if own else None
         self._fetching = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch's own
+        self.turns_from = turns_from(model.config)
+        """The most tokens of a prompt whose positions are turned as usual, where longer ones are not (extract.rotary)."""
         self._resumes = goes_on_from_keys_and_values(model)
 
     @property

@@ -20,7 +20,8 @@ from torch import nn
 
 from extract.hooked import HookedPass, Visit, Wanted, deepest
 from extract.kernels import LANES, Kernels, kernels
-from extract.prefix import Prefix, turns_by_length
+from extract.prefix import Prefix
+from extract.rotary import turns_from
 from extract.tokens import Prompt
 
 _MODEL = {"embed_tokens", "layers", "norm", "rotary_emb"}
@@ -206,7 +207,7 @@ def _states(way: PackedPass | HookedPass, rows: Sequence[list[int]], n_layers: i
 
 def _qualifies(model: Any) -> bool:
     """Whether a model is made of the expected modules alone, with widths that the kernels take."""
-    if _names(model) != _MODEL or turns_by_length(model.config) or _has_window(model.config):
+    if _names(model) != _MODEL or turns_from(model.config) is not None or _has_window(model.config):
         return False
     return all(_block_qualifies(block) for block in model.layers)
 

@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from extract.rotary import turns_from
 from extract.tokens import Prompt
 
 _FEWEST_TOKENS = 8
 """Below this, joining costs about as much as computing."""
-
-_BY_LENGTH = frozenset({"longrope", "dynamic"})
 
 _PLAIN_ATTENTION = frozenset({"full_attention", "sliding_attention"})
 """Kinds of block whose only memory is keys and values."""
@@ -91,14 +90,7 @@ def goes_on_from_keys_and_values(model: Any) -> bool:
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
     takes_cache = hasattr(config, "use_cache") and "past_key_values" in inspect.signature(model.forward).parameters
     plain = takes_cache and set(kinds) <= _PLAIN_ATTENTION and not getattr(model, "_is_stateful", False)
-    return plain and not turns_by_length(config)
-
-
-def turns_by_length(config: Any) -> bool:
-    """Whether rotary positions depend on how long the text is (Phi-3 with 128k): keys of a short prefix would not fit."""
-    given = getattr(config, "rope_parameters", None) or {}
-    by_kind = given.values() if all(isinstance(each, dict) for each in given.values()) else [given]
-    return any(each.get("rope_type") in _BY_LENGTH for each in by_kind)
+    return plain and turns_from(config) is None
 
 
 def empty_cache() -> DynamicCache:

@@ -21,6 +21,7 @@ from extract.kernels import kernels
 from extract.loading import default_attention, load_weights
 from extract.models import Model
 from extract.prefix import shared_length
+from extract.rotary import apart
 from extract.sites import COMPONENTS, POSITIONS, Site
 from extract.tokens import Prompt
 from tests.extract.architectures import ARCHITECTURES, CAUSAL, N_LAYERS, VOCABULARY, Architecture, Plain
@@ -197,6 +198,23 @@ def test_no_prefix_is_shared_where_positions_turn_by_the_length_of_the_text(tmp_
     rng = np.random.default_rng(4)
     prompts = [_after(tuple(range(3, 19)), prompt_of(rng, 2, 5 + row, 3)) for row in range(3)]
     assert engine_of(tmp_path).share(prompts, [3], [Site("resid", "last")]) is None
+
+
+def test_texts_beyond_the_original_context_are_computed_apart(tmp_path: Path) -> None:
+    rope: dict[str, Any] = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}  # a head is eight wide, and two numbers turn together
+    options = {**ARCHITECTURES["phi3"].options, "rope_parameters": rope, "original_max_position_embeddings": 16}
+    Architecture("Phi3Config", options).save(tmp_path)
+    engine, plain = engine_of(tmp_path), Plain("phi3", tmp_path)
+    assert engine.turns_from == 16
+    rng = np.random.default_rng(6)
+    prompts = [prompt_of(rng, 0, length - 4, 0) for length in (9, 40, 16, 17, 12)]
+    groups = apart([len(prompt.ids) for prompt in prompts], engine.turns_from)
+    assert groups == [[0, 2, 4], [1, 3]]
+    for rows in groups:
+        check(engine, plain, [prompts[row] for row in rows], [Site("resid", "last")])
+    with pytest.raises(AssertionError):
+        check(engine, plain, prompts, [Site("resid", "last")])
 
 
 def test_a_projection_behind_the_last_block_is_no_norm(tmp_path: Path) -> None:
