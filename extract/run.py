@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from extract.budget import fastest_dtype, fit_token_budget
 from extract.corpus import Corpus
+from extract.devices import extract_on, visible_devices
 from extract.documents import Manifest, Receipt, now
 from extract.encoding import COMPRESSIONS, STORED_DTYPES
 from extract.engine import default_device, engine
@@ -103,12 +104,16 @@ def plan_run(request: Request, location: str) -> Plan:
 
 
 def extract_missing(plan: Plan, on_rows: Callable[[int], None] = lambda _: None) -> list[Receipt]:
-    """Do the run's missing shards in this process.
+    """Do the run's missing shards on this machine: in this process, or in one for each device where there are several.
 
     Args:
         on_rows: called with the number of rows computed, batch by batch.
     """
-    return extract_shards(plan.tasks(), on_rows)
+    tasks, devices = plan.tasks(), visible_devices()
+    if len(tasks) < 2 or len(devices) < 2:
+        return extract_shards(tasks, on_rows)
+    engine.cache_clear()  # this process computes nothing, and its device is another's now
+    return extract_on(devices, tasks, on_rows)
 
 
 def _manifest(
