@@ -35,7 +35,8 @@ from extract.loading import load_tokenizer
 from extract.models import find_model
 from extract.packages import BUILTIN
 from extract.request import Request
-from extract.run import extract_missing, plan_run
+from extract.run import plan_run
+from extract.shard import extract_shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +167,7 @@ def idle_share(request: Request, device: str) -> str:
     with tempfile.TemporaryDirectory() as store:
         plan = plan_run(request, store)
         with profile(activities=[ProfilerActivity.CUDA]) as watched:
-            extract_missing(plan)
+            extract_shards(plan.tasks())
         events: Any = watched.events()
     spans = [(e.time_range.start, e.time_range.end) for e in events if str(e.device_type).endswith("CUDA")]
     return f"{1 - covered(spans) / (max(end for _, end in spans) - min(start for start, _ in spans)):.1%}"

@@ -17,7 +17,8 @@ from torch.nn.functional import linear
 
 from extract.engine import Engine, default_device, engine
 from extract.request import Request
-from extract.run import Plan, extract_missing, plan_run
+from extract.run import Plan, plan_run
+from extract.shard import extract_shards
 
 LIMIT_TOKENS = (1024, 2048, 4096)
 """Batch sizes at which the limit is measured; the best counts."""
@@ -66,21 +67,21 @@ class Speed:
 
 
 def measure_speed(request: Request) -> Speed:
-    """Extract into a temporary store, with the model loaded before the clock starts.
+    """Extract into a temporary store on one device, with the model loaded before the clock starts.
 
     Raises:
         ValueError: as from `plan_run`.
     """
     with tempfile.TemporaryDirectory() as directory:
         few = plan_run(replace(request, corpus=request.corpus.head(8)), f"{directory}/warm")
-        extract_missing(few)
+        extract_shards(few.tasks())
         loaded = _engine_of(few)
         if loaded.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(loaded.device)
         began = time.perf_counter()
         plan = plan_run(request, f"{directory}/store")
         planned = time.perf_counter()
-        receipts = extract_missing(plan)
+        receipts = extract_shards(plan.tasks())
         done = time.perf_counter()
     compute, copy, write = (sum(receipt.seconds[stage] for receipt in receipts) for stage in ("compute", "copy", "write"))
     return Speed(

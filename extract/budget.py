@@ -19,6 +19,7 @@ CPU_TOKENS = 4096
 """On a CPU products are as fast as they get from here on, and less than two thousand are slower (benchmarks/engine.py)."""
 
 _MOST_GPU_TOKENS = 65_536
+_LEAST_GPU_TOKENS = 1024
 _TRIAL_TOKENS = 4096
 _USED_SHARE = 0.6
 """Of the free memory of a GPU: batches differ in shape, and the one before is still there while the next is computed."""
@@ -29,7 +30,12 @@ _PRODUCT = (256, 1024, 1024)
 
 @lru_cache
 def fastest_dtype(device: str) -> str:
-    """bfloat16 where its matrix products are clearly faster than float32's, else float32, which is more precise."""
+    """bfloat16 where its matrix products are clearly faster than float32's, else float32, which is more precise.
+
+    CUDA says itself whether it multiplies bfloat16.
+    """
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     seconds = {dtype: _product_seconds(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
     return "bfloat16" if seconds[torch.float32] > _CLEARLY_FASTER * seconds[torch.bfloat16] else "float32"
 
@@ -48,10 +54,15 @@ def fit_token_budget(
         if trial and (len(trial) + 1) * len(trial[0].ids) > _TRIAL_TOKENS:
             break
         trial.append(prompt)
+    torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(loaded.device)
     torch.cuda.reset_peak_memory_stats(loaded.device)
-    loaded.pool(trial, layers, sites, offsets)
+    try:
+        loaded.pool(trial, layers, sites, offsets)
+    except torch.OutOfMemoryError:
+        return _LEAST_GPU_TOKENS
     taken = torch.cuda.max_memory_allocated(loaded.device) - before
+    torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(loaded.device)
     return tokens_that_fit(free, taken / (len(trial) * len(trial[0].ids)))
 

@@ -50,31 +50,30 @@ def extract_on(
     waiting, computed = context.Queue(), context.Queue()
     for item in [*tasks, *[None] * len(devices)]:
         waiting.put(item)
-    pool = ProcessPoolExecutor(len(devices), mp_context=context, initializer=_begin, initargs=(waiting, computed))
-    with pool:
+    with ProcessPoolExecutor(len(devices), mp_context=context, initializer=_begin, initargs=(waiting, computed)) as pool:
         futures = [pool.submit(_work, device) for device in devices]
         try:
             _relay(futures, computed, on_rows)
         finally:
             _take_all(waiting, len(devices))
-        try:
-            return [receipt for future in futures for receipt in future.result()]
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                "a process that computes died, perhaps for lack of memory; launch again, finished shards are kept"
-            ) from error
+    while not computed.empty():  # what the workers told last
+        on_rows(computed.get())
+    try:
+        return [receipt for future in futures for receipt in future.result()]
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a process that computes died, perhaps for lack of memory; launch again, finished shards are kept. A script "
+            'must make this call under if __name__ == "__main__", for each process reads it again'
+        ) from error
 
 
 def _relay(futures: Sequence[Future[list[Receipt]]], computed: Any, on_rows: Callable[[int], None]) -> None:
     """Hand on the numbers of rows until all workers are done, or one has failed."""
-    while True:
-        done, pending = wait(futures, timeout=0, return_when=FIRST_EXCEPTION)
-        over = not pending or any(future.exception() for future in done)
+    pending = set(futures)
+    while pending and not any(future.exception() for future in set(futures) - pending):
         with contextlib.suppress(queue.Empty):
-            while True:
-                on_rows(computed.get(timeout=0 if over else _POLL_SECONDS))
-        if over:
-            return
+            on_rows(computed.get(timeout=_POLL_SECONDS))
+        pending = wait(pending, timeout=0, return_when=FIRST_EXCEPTION).not_done
 
 
 def _take_all(waiting: Any, n_workers: int) -> None:

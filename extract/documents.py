@@ -105,7 +105,7 @@ class Receipt:
     n_shared: int
     """Tokens that all prompts begin with and that were computed once."""
     forward: str
-    """Whose forward pass computed it: `transformers`, or `packed` (extract.packed)."""
+    """Whose forward pass computed it: `transformers` (perhaps `, compiled`), or `packed` (extract.packed)."""
     n_halved: int
     """Batches that did not fit into memory and were cut in two; that moves bfloat16 bits."""
     n_truncated: int

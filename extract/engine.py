@@ -7,9 +7,9 @@ through hooks (extract.hooked), and our own pass for the blocks that most models
 Shape suffixes: B rows of a batch, N tokens of the batch as they lie, S tokens that are read, O offsets, D width, L layers.
 """
 
+import gc
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,14 @@ from extract.tokens import Prompt
 class Engine:
     """A loaded model that turns batches of prompts into pooled hidden states."""
 
-    def __init__(self, directory: Path, dtype: str, attention: str, device: str, own: bool = True) -> None:
+    def __init__(self, directory: Path, dtype: str, attention: str, device: str) -> None:
         """Load weights from safetensors.
 
         Args:
             directory: a model directory (extract.models.Model.directory).
             dtype: a key of COMPUTE_DTYPES.
-            attention: attention implementation of transformers.
+            attention: attention implementation of transformers; with `sdpa`, our own pass may compute what it can.
             device: device of torch, such as `cpu` or `cuda:0`.
-            own: whether our own pass may compute what it can.
 
         Raises:
             ValueError: transformers cannot build the model, weights are missing, its blocks cannot be found, or the device has
@@ -51,7 +50,7 @@ class Engine:
         self.device = torch.device(device)
         """Where the model computes."""
         self._general = HookedPass(model, self.device, compiled=self.device.type == "cuda")
-        self._packed = packed_pass(model, self._general) if own else None
+        self._packed = packed_pass(model, self._general) if attention == "sdpa" else None
         self._fetching = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch's own
         self.turns_from = turns_from(model.config)
         """The most tokens of a prompt whose positions are turned as usual, where longer ones are not (extract.rotary)."""
@@ -69,7 +68,7 @@ class Engine:
 
     @property
     def forward(self) -> str:
-        """Whose forward pass computes batches: `transformers`, or `packed`."""
+        """Whose forward pass computes batches: `transformers`, `transformers, compiled` or `packed`."""
         return self._way.name
 
     @property
@@ -188,7 +187,10 @@ class Engine:
         return {site.component: frozenset(site.layers(layers, self.n_layers)) for site in sites}
 
 
-@lru_cache(maxsize=1)
+_loaded: dict[tuple[str, ...], Engine] = {}
+"""The one engine of this process, where it has one."""
+
+
 def engine(directory: Path, weights: str, dtype: str, attention: str, device: str) -> Engine:
     """The engine for a model, loaded once per process and only if it is the model a run was planned with.
 
@@ -199,9 +201,21 @@ def engine(directory: Path, weights: str, dtype: str, attention: str, device: st
     Raises:
         ValueError: the directory holds other weights.
     """
-    if weights.startswith("sha256:") and Model(str(directory), directory).weights_identity != weights:
-        raise ValueError(f"the weights in {directory} are not those the run was planned with")
-    return Engine(directory, dtype, attention, device)
+    key = (str(directory), weights, dtype, attention, device)
+    if key not in _loaded:
+        if weights.startswith("sha256:") and Model(str(directory), directory).weights_identity != weights:
+            raise ValueError(f"the weights in {directory} are not those the run was planned with")
+        forget_engine()  # first, or two models would be in memory at once
+        _loaded[key] = Engine(directory, dtype, attention, device)
+    return _loaded[key]
+
+
+def forget_engine() -> None:
+    """Give back the memory of the engine that this process has loaded."""
+    _loaded.clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def default_device() -> str:

@@ -46,8 +46,6 @@ def deepest(wanted: Wanted) -> int:
 class HookedPass:
     """A model of transformers whose forward pass hands out what is wanted of it, and ends there."""
 
-    name = "transformers"
-    """What receipts call it."""
     padded = True
     """Whether a batch computes as many tokens for each row as its longest has."""
 
@@ -72,9 +70,9 @@ class HookedPass:
             self._compile()
 
     @property
-    def compiled(self) -> bool:
-        """Whether its blocks compute what they can by compiled code."""
-        return bool(self._compiled)
+    def name(self) -> str:
+        """What receipts call it."""
+        return "transformers, compiled" if self._compiled else "transformers"
 
     def begins(self, prompts: Sequence[Prompt]) -> Sequence[int]:
         """Where each prompt's first token lies in hidden_ND."""

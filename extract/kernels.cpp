@@ -10,7 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <vector>
+#include <omp.h>
 
 #ifdef __AVX512F__
 #include <immintrin.h>
@@ -156,16 +156,29 @@ void turn(const T *x_K, const T *norm_K, float epsilon, const float *cos_K, cons
     }
 }
 
-// What a thread needs for one head of one row: keys in tiles of LANES, [tile][K][LANES], so that scores need no sums across
-// lanes; values as they are, [key][K]; both in float32.
+// What a thread needs for one head of one row, in memory it is given: keys in tiles of LANES, [tile][K][LANES], so that scores
+// need no sums across lanes; values as they are, [key][K]; all in float32. What lies behind the last key is not read.
 struct Room {
-    std::vector<float> keys, values, queries, scores, row;
+    float *keys, *values, *queries, *scores, *row;
+    int64_t most_keys;
 
-    Room(int64_t most_keys, int64_t K)
-        : keys(most_keys * K), values(most_keys * K), queries(QUERIES * K), scores(QUERIES * most_keys), row(K) {}
+    static int64_t whole_tiles(int64_t n_keys) { return (n_keys + LANES - 1) / LANES * LANES; }
+
+    static int64_t size(int64_t n_keys, int64_t K) {
+        const int64_t most = whole_tiles(n_keys);
+        return 2 * most * K + QUERIES * K + QUERIES * most + K;
+    }
+
+    Room(float *memory, int64_t n_keys, int64_t K) : most_keys(whole_tiles(n_keys)) {
+        keys = memory;
+        values = keys + most_keys * K;
+        queries = values + most_keys * K;
+        scores = queries + QUERIES * K;
+        row = scores + QUERIES * most_keys;
+    }
 
     void put_key(int64_t key, const float *from_K, int64_t K) {
-        float *tile = keys.data() + key / LANES * LANES * K + key % LANES;
+        float *tile = keys + key / LANES * LANES * K + key % LANES;
         for (int64_t i = 0; i < K; i++) tile[i * LANES] = from_K[i];
     }
 };
@@ -193,12 +206,12 @@ float exponentials(float *scores, int64_t length, int64_t tiles) {
 template <typename T>
 void attend_block(Room &room, int64_t first_length, int64_t n_queries, int64_t K, T *out, int64_t out_stride) {
     const int64_t last_length = first_length + n_queries - 1, tiles = (last_length + LANES - 1) / LANES;
-    const int64_t stride = (int64_t)room.scores.size() / QUERIES;
-    float *scores = room.scores.data();
-    const float *queries = room.queries.data();
+    const int64_t stride = room.most_keys;
+    float *scores = room.scores;
+    const float *queries = room.queries;
     for (int64_t tile = 0; tile < tiles; tile++) {
         Floats sums[QUERIES] = {};
-        const float *keys = room.keys.data() + tile * LANES * K;
+        const float *keys = room.keys + tile * LANES * K;
         for (int64_t i = 0; i < K; i++)
             for (int64_t q = 0; q < QUERIES; q++) sums[q] += queries[q * K + i] * load(keys + i * LANES);
         for (int64_t q = 0; q < QUERIES; q++) store(scores + q * stride + tile * LANES, sums[q]);
@@ -209,7 +222,7 @@ void attend_block(Room &room, int64_t first_length, int64_t n_queries, int64_t K
     for (int64_t i = 0; i < K; i += 2 * LANES) {
         Floats one[QUERIES] = {}, other[QUERIES] = {};
         for (int64_t j = 0; j < last_length; j++) {
-            const float *values = room.values.data() + j * K + i;
+            const float *values = room.values + j * K + i;
             for (int64_t q = 0; q < QUERIES; q++) {
                 one[q] += scores[q * stride + j] * load(values);
                 other[q] += scores[q * stride + j] * load(values + LANES);
@@ -227,15 +240,14 @@ void attend_block(Room &room, int64_t first_length, int64_t n_queries, int64_t K
 template <typename T>
 void attend(const T *qkv, const int64_t *begin_B, int64_t B, const float *cos, const float *sin, const T *query_norm_K,
             const T *key_norm_K, const T *prefix_keys_GPK, const T *prefix_values_GPK, int64_t P, int64_t H, int64_t G,
-            int64_t K, float scale, float epsilon, T *out_NHK) {
+            int64_t K, float scale, float epsilon, T *out_NHK, float *scratch, int64_t n_threads, int64_t room_size) {
     const int64_t stride = (H + 2 * G) * K;
     int64_t longest = 0;
     for (int64_t b = 0; b < B; b++) longest = std::max(longest, begin_B[b + 1] - begin_B[b]);
     const int64_t together = B > 64 ? G : 1;  // a row's heads lie in the same memory; few rows are shared out by head
-    const int64_t most_keys = (P + longest + LANES - 1) / LANES * LANES;
-#pragma omp parallel
+#pragma omp parallel num_threads((int)n_threads)
     {
-        Room room(most_keys, K);
+        Room room(scratch + omp_get_thread_num() * room_size, P + longest, K);
 #pragma omp for schedule(dynamic, together)
         for (int64_t task = 0; task < B * G; task++) {
             const int64_t g = task % G, begin = begin_B[task / G], length = begin_B[task / G + 1] - begin;
@@ -243,12 +255,12 @@ void attend(const T *qkv, const int64_t *begin_B, int64_t B, const float *cos, c
                 const T *own = qkv + (begin + key - P) * stride + (H + g) * K;
                 const T *value = key < P ? prefix_values_GPK + (g * P + key) * K : own + G * K;
                 if (key < P) {
-                    for (int64_t i = 0; i < K; i += LANES) store(room.row.data() + i, load(prefix_keys_GPK + (g * P + key) * K + i));
+                    for (int64_t i = 0; i < K; i += LANES) store(room.row + i, load(prefix_keys_GPK + (g * P + key) * K + i));
                 } else {
-                    turn(own, key_norm_K, epsilon, cos + key * K, sin + key * K, 1.0f, K, room.row.data());
+                    turn(own, key_norm_K, epsilon, cos + key * K, sin + key * K, 1.0f, K, room.row);
                 }
-                room.put_key(key, room.row.data(), K);
-                for (int64_t i = 0; i < K; i += LANES) store(room.values.data() + key * K + i, load(value + i));
+                room.put_key(key, room.row, K);
+                for (int64_t i = 0; i < K; i += LANES) store(room.values + key * K + i, load(value + i));
             }
             for (int64_t h = g * (H / G); h < (g + 1) * (H / G); h++) {
                 for (int64_t first = 0; first < length; first += QUERIES) {
@@ -256,7 +268,7 @@ void attend(const T *qkv, const int64_t *begin_B, int64_t B, const float *cos, c
                     for (int64_t q = 0; q < n_queries; q++) {
                         const int64_t position = P + first + q;
                         turn(qkv + (begin + first + q) * stride + h * K, query_norm_K, epsilon, cos + position * K,
-                             sin + position * K, scale, K, room.queries.data() + q * K);
+                             sin + position * K, scale, K, room.queries + q * K);
                     }
                     attend_block(room, P + first + 1, n_queries, K, out_NHK + ((begin + first) * H + h) * K, H * K);
                 }
@@ -266,6 +278,9 @@ void attend(const T *qkv, const int64_t *begin_B, int64_t B, const float *cos, c
 }
 
 }  // namespace
+
+// Numbers of float32 that each thread of `attend` needs, where rows have so many keys, the prefix's included.
+extern "C" int64_t attend_room(int64_t n_keys, int64_t K) { return Room::size(n_keys, K); }
 
 #define EXPORT(T, NAME)                                                                                                \
     extern "C" void add_norm_##NAME(T *x, const T *delta, const T *weight, float epsilon, T *normed, int64_t N, int64_t D) { \
@@ -277,8 +292,10 @@ void attend(const T *qkv, const int64_t *begin_B, int64_t B, const float *cos, c
     }                                                                                                                  \
     extern "C" void attend_##NAME(const T *qkv, const int64_t *begin, int64_t B, const float *cos, const float *sin,    \
                                   const T *query_norm, const T *key_norm, const T *prefix_keys, const T *prefix_values, \
-                                  int64_t P, int64_t H, int64_t G, int64_t K, float scale, float epsilon, T *out) {     \
-        attend(qkv, begin, B, cos, sin, query_norm, key_norm, prefix_keys, prefix_values, P, H, G, K, scale, epsilon, out); \
+                                  int64_t P, int64_t H, int64_t G, int64_t K, float scale, float epsilon, T *out,       \
+                                  float *scratch, int64_t n_threads, int64_t room) {                                    \
+        attend(qkv, begin, B, cos, sin, query_norm, key_norm, prefix_keys, prefix_values, P, H, G, K, scale, epsilon, out, \
+               scratch, n_threads, room);                                                                              \
     }
 
 EXPORT(bfloat16, bfloat16)

@@ -5,11 +5,13 @@ rejected: there would be many wheels, and none would use all that a processor ha
 takes half a minute in every process, and its attention pads. OpenMP's threads are torch's own, whose library is loaded.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -24,8 +26,10 @@ from extract.models import cache_directory
 LANES = 16
 """Numbers of a vector; every width must be a multiple."""
 
-_SOURCE = Path(__file__).with_name("kernels.cpp")
-_COMMAND = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
+SOURCE = Path(__file__).with_name("kernels.cpp")
+"""What is built."""
+OPTIONS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
+"""How."""
 _SECONDS = 120
 _NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 _POINTER, _INTEGER, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -46,8 +50,21 @@ class Kernels:
         self._silu_mul = function("silu_mul", _POINTER, _POINTER, _INTEGER, _INTEGER)
         self._span_mean = function("span_mean", *[_POINTER] * 4, _INTEGER, _INTEGER)
         self._attend = function(
-            "attend", _POINTER, _POINTER, _INTEGER, *[_POINTER] * 6, *[_INTEGER] * 4, _REAL, _REAL, _POINTER
+            "attend",
+            _POINTER,
+            _POINTER,
+            _INTEGER,
+            *[_POINTER] * 6,
+            *[_INTEGER] * 4,
+            _REAL,
+            _REAL,
+            _POINTER,
+            _POINTER,
+            *[_INTEGER] * 2,
         )
+        self._room = library.attend_room
+        self._room.argtypes, self._room.restype = (_INTEGER, _INTEGER), _INTEGER
+        self._scratch = torch.empty(0)
 
     def add_norm(
         self,
@@ -98,10 +115,20 @@ class Kernels:
         n_groups = (qkv_NX.shape[1] // width - n_heads) // 2
         keys, values = prefix or (None, None)
         n_shared = 0 if keys is None else keys.shape[2]
+        n_threads, room = torch.get_num_threads(), self._room(turns_2TK.shape[1], width)
+        scratch = self._scratch_for(n_threads * room)
         self._attend(
             _at(qkv_NX), _at(begin_B), len(begin_B) - 1, _at(turns_2TK[0]), _at(turns_2TK[1]), _at(norms[0]), _at(norms[1]),
             _at(keys), _at(values), n_shared, n_heads, n_groups, width, scale, epsilon, _at(out_NHK),
+            _at(scratch), n_threads, room,
         )  # fmt: skip
+
+    def _scratch_for(self, n_floats: int) -> torch.Tensor:
+        """Memory that is taken here and not by the threads, which could not say that there is none; kept from call to call."""
+        if len(self._scratch) < n_floats:
+            self._scratch = torch.empty(0)  # first, or both would be there at once
+            self._scratch = torch.empty(n_floats)
+        return self._scratch
 
 
 @lru_cache
@@ -110,28 +137,42 @@ def kernels(dtype: torch.dtype) -> Kernels | None:
     if dtype not in _NAMES:
         return None
     try:
-        return Kernels(ctypes.CDLL(str(_library())), dtype)
+        return Kernels(_library(), dtype)
     except (OSError, subprocess.SubprocessError) as error:
-        stderr = getattr(error, "stderr", None) or b""
-        _logger.info("native code is not used: %s %s", error, stderr.decode(errors="replace").strip()[:500])
+        said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip()
+        _logger.warning("native code is not used, so that this is slower: %s %s", error, said[:500])
         return None
 
 
-def _library() -> Path:
-    """The built library. What it is named after is all that decides what is built, so that no machine runs another's."""
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        raise FileNotFoundError("there is no C++ compiler; to be faster, install one (on Debian: apt-get install g++)")
-    made_of = "\n".join([compiler, *_COMMAND, platform.platform(), _processor()]).encode() + _SOURCE.read_bytes()
-    path = cache_directory() / "native" / f"{hashlib.sha256(made_of).hexdigest()[:32]}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as directory:
-            built = Path(directory) / path.name
-            command = [compiler, *_COMMAND, str(_SOURCE), "-o", str(built)]
-            subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)  # noqa: S603 - our own file
-            built.replace(path)  # several processes may build at once; each puts a whole one
-    return path
+def _library() -> ctypes.CDLL:
+    """The library, built where it is not there, or is there and broken."""
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    if not compiler or shutil.which(compiler[0]) is None:
+        raise FileNotFoundError("there is no C++ compiler; install one (on Debian: apt-get install g++)")
+    path = cache_directory() / "native" / f"{_name_of_build(compiler)}.so"
+    if path.exists():
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(str(path))
+    _build([*compiler, *OPTIONS, str(SOURCE)], path)
+    return ctypes.CDLL(str(path))
+
+
+def _name_of_build(compiler: list[str]) -> str:
+    """A digest of all that decides what is built, so that no machine runs another's."""
+    version = subprocess.run([*compiler, "--version"], capture_output=True, check=False, timeout=_SECONDS).stdout  # noqa: S603
+    made_of = "\n".join([*compiler, *OPTIONS, platform.platform(), _processor()]).encode()
+    return hashlib.sha256(made_of + version + SOURCE.read_bytes()).hexdigest()[:32]
+
+
+def _build(command: list[str], path: Path) -> None:
+    """Build beside and rename: several processes may build at once, and any may die; each puts a whole one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+        built = Path(directory) / path.name
+        subprocess.run([*command, "-o", str(built)], check=True, capture_output=True, timeout=_SECONDS)  # noqa: S603
+        with built.open("rb") as file:
+            os.fsync(file.fileno())
+        built.replace(path)
 
 
 def _processor() -> str:

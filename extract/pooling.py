@@ -61,6 +61,8 @@ def reach(site: Site, prompt: Prompt, offsets: Sequence[int]) -> int:
             return prompt.prompt_stop
         case "offset":
             return prompt.stop + max(offsets)
+        case "first":
+            return prompt.start + 1
     return prompt.stop
 
 

@@ -16,14 +16,15 @@ from extract.corpus import Corpus
 from extract.devices import extract_on, visible_devices
 from extract.documents import Manifest, Receipt, now
 from extract.encoding import COMPRESSIONS, STORED_DTYPES
-from extract.engine import default_device, engine
+from extract.engine import default_device, engine, forget_engine
 from extract.identity import Identity
 from extract.loading import COMPUTE_DTYPES, Shape, default_attention, load_tokenizer, read_shape
 from extract.models import Model, find_model
+from extract.objects import Objects
 from extract.request import LEAST_ROWS_PER_SHARD, LEAST_SHARDS, MOST_ROWS_PER_SHARD, SHARD_BYTES, Request
 from extract.shard import ShardTask, extract_shards
 from extract.sites import Site, parse_layers, parse_sites
-from extract.store import Store, StoredRun, through_parquet
+from extract.store import RUN_FILE, Store, StoredRun, through_parquet
 from extract.templates import Template
 from extract.tokens import Prompt, continued, offsets_of
 
@@ -62,7 +63,7 @@ def plan_run(request: Request, location: str) -> Plan:
         ValueError: something in the request cannot be; nothing was written.
     """
     _check_choices(request)
-    Store.check(location)
+    place = Store.check(location)
     model = find_model(request.model)
     shape = read_shape(model)
     tokenizer = load_tokenizer(model)
@@ -79,11 +80,13 @@ def plan_run(request: Request, location: str) -> Plan:
         sites=sites,
         offsets=_checked_offsets(request, sites, prompts),
         layers=layers,
-        compute_dtype=fastest_dtype(default_device()) if request.compute_dtype == "auto" else request.compute_dtype,
+        compute_dtype=request.compute_dtype,
         stored_dtype=request.stored_dtype,
         attention=default_attention(model) if request.attention == "auto" else request.attention,
         truncate=request.truncate,
     )
+    if request.compute_dtype == "auto":
+        identity = replace(identity, compute_dtype=_chosen_dtype(place, identity))
     loaded = engine(model.directory, identity.weights, identity.compute_dtype, identity.attention, default_device())
     loaded.check_components({Site.parse(site).component for site in sites})
     if request.continuation and not loaded.causal:
@@ -103,6 +106,14 @@ def plan_run(request: Request, location: str) -> Plan:
     return Plan(store, run, model)
 
 
+def _chosen_dtype(place: Objects, identity: Identity) -> str:
+    """The precision of the run that is there already; without one, the faster. A stopwatch must not make a second run."""
+    for dtype in COMPUTE_DTYPES:
+        if place.exists(f"runs/{replace(identity, compute_dtype=dtype).run_id}/{RUN_FILE}"):
+            return dtype
+    return fastest_dtype(default_device())
+
+
 def extract_missing(plan: Plan, on_rows: Callable[[int], None] = lambda _: None) -> list[Receipt]:
     """Do the run's missing shards on this machine: in this process, or in one for each device where there are several.
 
@@ -112,7 +123,7 @@ def extract_missing(plan: Plan, on_rows: Callable[[int], None] = lambda _: None)
     tasks, devices = plan.tasks(), visible_devices()
     if len(tasks) < 2 or len(devices) < 2:
         return extract_shards(tasks, on_rows)
-    engine.cache_clear()  # this process computes nothing, and its device is another's now
+    forget_engine()  # this process computes nothing, and its device is another's now
     return extract_on(devices, tasks, on_rows)
 
 

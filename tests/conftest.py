@@ -34,6 +34,7 @@ def tiny_model(builtin_model: Model, tmp_path_factory: pytest.TempPathFactory) -
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=32,
         max_position_embeddings=64,
         initializer_range=0.2,
     )

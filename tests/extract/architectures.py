@@ -71,6 +71,10 @@ ARCHITECTURES = {
     "mistral-without-window": Architecture("MistralConfig", {**_GROUPED, "head_dim": 32, "sliding_window": None}, packed=True),
     "qwen2": Architecture("Qwen2Config", {**_GROUPED, "hidden_size": 64, "num_attention_heads": 2}, packed=True),
     "qwen3": Architecture("Qwen3Config", {**_GROUPED, "head_dim": 64}, packed=True),
+    "gemma": Architecture("GemmaConfig", {**_GROUPED, "head_dim": 32, "hidden_activation": "silu", "hidden_act": "silu"}),
+    "olmo": Architecture("OlmoConfig", {**_GROUPED, "head_dim": 32}),
+    "smollm3": Architecture("SmolLM3Config", {**_GROUPED, "head_dim": 32, "no_rope_layers": [1, 0, 1]}),
+    "llama-gelu": Architecture("LlamaConfig", {**_GROUPED, "head_dim": 32, "hidden_act": "gelu"}),
     "granite": Architecture("GraniteConfig", {**_GROUPED, "head_dim": 32, "embedding_multiplier": 3.0}),
     "qwen3-moe": Architecture("Qwen3MoeConfig", {**_GROUPED, **_EXPERTS, "head_dim": 8}),
     "gemma2": Architecture(

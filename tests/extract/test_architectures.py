@@ -250,7 +250,7 @@ def test_compiled_blocks_give_the_numbers_of_their_own_code(name: str, directori
     device = torch.device("cpu")
     compiled, general = HookedPass(model, device, compiled=True), HookedPass(model, device)
     if shutil.which("c++"):
-        assert compiled.compiled
+        assert compiled.name == "transformers, compiled"
     rng = np.random.default_rng(5)
     watched: list[dict[str, frozenset[int]]] = [{"resid": frozenset({0, 2, 3})}, {"attn_out": frozenset({1, 2})}]
     for wanted, n_rows in itertools.product(watched, (1, 3, 5)):

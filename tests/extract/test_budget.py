@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import extract.budget
 from extract.budget import CPU_TOKENS, fastest_dtype, tokens_that_fit
 from extract.corpus import read_corpus
+from extract.engine import default_device
 from extract.models import Model
 from extract.request import Request
 from extract.run import plan_run
@@ -37,5 +38,16 @@ def test_bfloat16_is_chosen_where_it_is_clearly_faster(
 def test_what_was_measured_is_pinned_in_the_run(tiny_model: Model, tmp_path: Path) -> None:
     request = Request(tiny_model.name, read_corpus("builtin").head(2), truncate=True)
     manifest = plan_run(request, str(tmp_path)).run.manifest
-    assert manifest.identity.compute_dtype == fastest_dtype("cpu")
-    assert manifest.token_budget == CPU_TOKENS
+    assert manifest.identity.compute_dtype == fastest_dtype(default_device())
+    assert default_device() != "cpu" or manifest.token_budget == CPU_TOKENS
+
+
+def test_a_stopwatch_that_runs_differently_finds_the_run_again(
+    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Request(tiny_model.name, read_corpus("builtin").head(2), truncate=True)
+    found = set()
+    for dtype in ("float32", "bfloat16"):
+        monkeypatch.setattr("extract.run.fastest_dtype", lambda _device, dtype=dtype: dtype)
+        found.add(plan_run(request, str(tmp_path)).run.run_id)
+    assert len(found) == 1

@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-import extract.kernels
-from extract.kernels import Kernels, kernels
+from extract.kernels import OPTIONS, SOURCE, Kernels, kernels
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
 dtypes = pytest.mark.parametrize("dtype", TOLERANCE)
@@ -28,9 +27,8 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if request.param != "native" and platform.machine() != "x86_64":
         pytest.skip("another kind of processor")
     path = tmp_path_factory.mktemp("kernels") / "kernels.so"
-    source = Path(extract.kernels.__file__).with_name("kernels.cpp")
-    options = ["-std=c++17", "-O2", f"-march={request.param}", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi"]
-    subprocess.run(["c++", *options, str(source), "-o", str(path)], check=True)
+    options = [f"-march={request.param}" if option.startswith("-march") else option for option in OPTIONS]
+    subprocess.run(["c++", *options, str(SOURCE), "-o", str(path)], check=True)
     return ctypes.CDLL(str(path))
 
 
@@ -176,3 +174,8 @@ def test_they_are_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     kernels.cache_clear()
     assert kernels(torch.float32) is not None
     assert built.stat().st_mtime_ns == before
+    broken = tmp_path / "broken"
+    broken.write_bytes(built.read_bytes()[:100])
+    broken.replace(built)  # what a power cut may leave
+    kernels.cache_clear()
+    assert kernels(torch.bfloat16) is not None

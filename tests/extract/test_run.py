@@ -23,7 +23,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from analyze.query import Run
 from extract.corpus import Corpus, read_corpus
 from extract.encoding import to_float32
-from extract.engine import engine
+from extract.engine import forget_engine
 from extract.models import Model
 from extract.request import Request
 from extract.run import Plan, extract_missing, plan_run
@@ -251,7 +251,7 @@ def test_a_plan_whose_model_changed_is_refused(tiny_model: Model, request_of: Re
     with torch.no_grad():
         plain.model.embed_tokens.weight.add_(1)
     plain.save_pretrained(directory)
-    engine.cache_clear()  # as in another process
+    forget_engine()  # as in another process
     with pytest.raises(ValueError, match="are not those the run was planned with"):
         extract_missing(plan)
 
