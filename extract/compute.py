@@ -111,6 +111,8 @@ class _Shard:
             on_rows(len(rows))
         if before is not None:
             self._keep(before)
+        if self._n_halved:  # memory is short, and writing needs some
+            self._loaded.free_memory()
         n_computed = sum(len(prompt.ids) for prompt in self._prompts) - n_shared * (len(self._prompts) - 1)
         return Computed(self._arrays, n_computed, n_shared, self._n_halved, self._copy_seconds)
 

@@ -50,18 +50,8 @@ class Kernels:
         self._silu_mul = function("silu_mul", _POINTER, _POINTER, _INTEGER, _INTEGER)
         self._span_mean = function("span_mean", *[_POINTER] * 4, _INTEGER, _INTEGER)
         self._attend = function(
-            "attend",
-            _POINTER,
-            _POINTER,
-            _INTEGER,
-            *[_POINTER] * 6,
-            *[_INTEGER] * 4,
-            _REAL,
-            _REAL,
-            _POINTER,
-            _POINTER,
-            *[_INTEGER] * 2,
-        )
+            "attend", *[_POINTER] * 2, _INTEGER, *[_POINTER] * 6, *[_INTEGER] * 4, *[_REAL] * 2, *[_POINTER] * 2, *[_INTEGER] * 2
+        )  # fmt: skip
         self._room = library.attend_room
         self._room.argtypes, self._room.restype = (_INTEGER, _INTEGER), _INTEGER
         self._scratch = torch.empty(0)
