@@ -49,9 +49,8 @@ class Kernels:
         self._add_norm = function("add_norm", *[_POINTER] * 3, _REAL, _POINTER, _INTEGER, _INTEGER)
         self._silu_mul = function("silu_mul", _POINTER, _POINTER, _INTEGER, _INTEGER)
         self._span_mean = function("span_mean", *[_POINTER] * 4, _INTEGER, _INTEGER)
-        self._attend = function(
-            "attend", *[_POINTER] * 2, _INTEGER, *[_POINTER] * 6, *[_INTEGER] * 4, *[_REAL] * 2, *[_POINTER] * 2, *[_INTEGER] * 2
-        )  # fmt: skip
+        rows, shape = (_POINTER, _POINTER, _INTEGER), (*[_INTEGER] * 4, _REAL, _REAL)
+        self._attend = function("attend", *rows, *[_POINTER] * 6, *shape, _POINTER, _POINTER, _INTEGER, _INTEGER)
         self._room = library.attend_room
         self._room.argtypes, self._room.restype = (_INTEGER, _INTEGER), _INTEGER
         self._scratch = torch.empty(0)
