@@ -158,6 +158,7 @@ class PackedPass:
         """Cosines and sines of every position, in float32, (2, T, K)."""
         positions_1T = torch.arange(n_shared + max(len(prompt.ids) for prompt in prompts))[None]
         cosines_1TK, sines_1TK = self._rotary(torch.empty(0, dtype=torch.float32), positions_1T)
+        assert cosines_1TK.shape[-1] == self._head_width, "the kernels turn whole heads"
         return torch.cat([cosines_1TK, sines_1TK]).contiguous()
 
     def _room(self, name: str, n_tokens: int, width: int) -> torch.Tensor:
@@ -174,8 +175,10 @@ class PackedPass:
 
 def packed_pass(model: Any, general: HookedPass) -> PackedPass | None:
     """The pass for a model on the CPU; None where it does not qualify, there is no native code, or a trial disagrees."""
+    if model.device.type != "cpu" or not general.causal or not _qualifies(model):
+        return None
     native = kernels(model.dtype)
-    if native is None or model.device.type != "cpu" or not general.causal or not _qualifies(model):
+    if native is None:
         return None
     packed = PackedPass(model, native)
     return packed if _agree(packed, general, model) else None

@@ -1,5 +1,6 @@
 """From a request to a committed run: numbers, identity, restarts, refusals."""
 
+import errno
 import os
 import shutil
 import signal
@@ -27,7 +28,7 @@ from extract.engine import forget_engine
 from extract.models import Model
 from extract.request import Request
 from extract.run import Plan, extract_missing, plan_run
-from extract.shard import extract_shard
+from extract.shard import ShardTask, extract_shard, extract_shards
 from extract.store import StoredRun, attempt_prefix, log_key
 from extract.verify import verify
 
@@ -125,6 +126,40 @@ def test_a_lost_shard_is_done_again_to_the_same_bytes(request_of: Request, tmp_p
     assert plan.n_rows_done == 22
     extract_missing(plan)
     np.testing.assert_array_equal(stored_values(plan.run, "resid.mean"), before)
+    assert verify(plan.run).whole
+
+
+def beside(plan: Plan) -> list[ShardTask]:
+    """The missing shards, each to be written while the next is computed, as on a GPU."""
+    return [replace(task, device="cpu:0") for task in plan.tasks()]
+
+
+def test_shards_that_are_written_beside_the_next_hold_the_same_bytes(request_of: Request, tmp_path: Path) -> None:
+    alone, plan = done(request_of, tmp_path / "alone"), plan_run(request_of, str(tmp_path / "beside"))
+    tasks = beside(plan)
+    assert [receipt.shard for receipt in extract_shards(tasks)] == [task.shard for task in tasks]
+    for site in plan.run.manifest.identity.sites:
+        np.testing.assert_array_equal(stored_values(plan.run, site), stored_values(alone.run, site))
+
+
+def test_a_shard_that_cannot_be_written_beside_the_next_is_told_and_done_again(
+    request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_run(request_of, str(tmp_path / "store"))
+    write = StoredRun.write_attempt
+
+    def full_at_1(run: StoredRun, shard: int, *arguments: Any) -> Any:
+        if shard == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(run, shard, *arguments)
+
+    monkeypatch.setattr(StoredRun, "write_attempt", full_at_1)
+    with pytest.raises(OSError, match="No space left"):
+        extract_shards(beside(plan))
+    monkeypatch.undo()
+    assert plan.run.receipt(0) is not None
+    assert 1 in plan.run.missing_shards()
+    extract_shards(beside(plan))
     assert verify(plan.run).whole
 
 
