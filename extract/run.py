@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from extract.budget import fastest_dtype, fit_token_budget
 from extract.corpus import Corpus
-from extract.devices import extract_on, visible_devices
 from extract.documents import Manifest, Receipt, now
 from extract.encoding import COMPRESSIONS, STORED_DTYPES
-from extract.engine import default_device, engine, forget_engine
+from extract.engine import default_device, engine
 from extract.identity import Identity
+from extract.launches import Launch, Survey, shards_to_do
 from extract.loading import COMPUTE_DTYPES, Shape, default_attention, load_tokenizer, read_shape
 from extract.models import Model, find_model
 from extract.objects import Objects
@@ -45,12 +45,13 @@ class Plan:
         """Rows of shards that have a receipt."""
         return sum(receipt.n_rows for receipt in self.run.receipts())
 
+    def task(self, shard: int) -> ShardTask:
+        """One shard, to be computed by this process."""
+        return ShardTask(self.store.location, self.run.run_id, shard, self.model.directory, default_device())
+
     def tasks(self) -> list[ShardTask]:
         """The shards without a receipt."""
-        return [
-            ShardTask(self.store.location, self.run.run_id, shard, self.model.directory, default_device())
-            for shard in self.run.missing_shards()
-        ]
+        return [self.task(shard) for shard in self.run.missing_shards()]
 
 
 def plan_run(request: Request, location: str) -> Plan:
@@ -114,17 +115,21 @@ def _chosen_dtype(place: Objects, identity: Identity) -> str:
     return fastest_dtype(default_device())
 
 
-def extract_missing(plan: Plan, on_rows: Callable[[int], None] = lambda _: None) -> list[Receipt]:
-    """Do the run's missing shards on this machine: in this process, or in one for each device where there are several.
+def extract_missing(
+    plan: Plan, on_rows: Callable[[int], None] = lambda _: None, on_waiting: Callable[[Survey], None] = lambda _: None
+) -> list[Receipt]:
+    """Do the run's missing shards in this process, sharing them with other launches of the same run where there are some.
 
     Args:
-        on_rows: called with the number of rows computed, batch by batch.
+        on_rows: called with the number of rows computed, batch by batch, and of those that other launches have done.
+        on_waiting: called once when only shards are left that other launches are computing.
+
+    Returns:
+        The receipts of the shards that were done here.
     """
-    tasks, devices = plan.tasks(), visible_devices()
-    if len(tasks) < 2 or len(devices) < 2:
+    with Launch(plan.run) as launch:
+        tasks = (plan.task(shard) for shard in shards_to_do(launch, on_rows, on_waiting))
         return extract_shards(tasks, on_rows)
-    forget_engine()  # this process computes nothing, and its device is another's now
-    return extract_on(devices, tasks, on_rows)
 
 
 def _manifest(

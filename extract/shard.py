@@ -57,7 +57,7 @@ def extract_shards(tasks: Iterable[ShardTask], on_rows: Callable[[int], None] = 
     with ThreadPoolExecutor(max_workers=1) as writer:
         before: tuple[ShardTask, Future[Receipt | None]] | None = None
         for task in tasks:
-            work = _compute(task, on_rows)
+            work = begin(task, on_rows)
             if before is not None:  # so that no more than two shards are in memory
                 receipts.append(before[1].result() or extract_shard(before[0]))
                 before = None
@@ -77,7 +77,7 @@ def extract_shard(task: ShardTask, on_rows: Callable[[int], None] = lambda _: No
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class Found:
     """A shard that somebody has committed already."""
 
     receipt: Receipt
@@ -89,7 +89,7 @@ class _Found:
 
 
 @dataclass(frozen=True, slots=True)
-class _Attempt:
+class Attempt:
     """A shard that is computed and not yet written."""
 
     task: ShardTask
@@ -154,11 +154,18 @@ class _Attempt:
         return receipt if run.commit(receipt) else _end_of_log(run, shard)[1]
 
 
-def _compute(task: ShardTask, on_rows: Callable[[int], None]) -> _Found | _Attempt:
+def begin(task: ShardTask, on_rows: Callable[[int], None] = lambda _: None) -> Found | Attempt:
+    """Compute one shard, unless somebody has committed it; `commit` of what is returned makes it durable.
+
+    Two halves, so that one shard can be computed while another is written.
+
+    Raises:
+        ExtractionError, ValueError: as from `extract_shards`.
+    """
     run = Store.open(task.store).run(task.run_id)
     entry, receipt = _end_of_log(run, task.shard)
     if receipt is not None:
-        return _Found(receipt)
+        return Found(receipt)
     began = time.perf_counter()
     prompts = run.prompts(task.shard)
     row_offsets = offsets_of(prompts)
@@ -167,7 +174,7 @@ def _compute(task: ShardTask, on_rows: Callable[[int], None]) -> _Found | _Attem
     ready = time.perf_counter()
     found = compute_shard(loaded, run, task.shard, prompts, row_offsets, on_rows)
     done = time.perf_counter()
-    return _Attempt(task, run, entry, prompts, row_offsets, found, loaded.forward, ready - began, done - ready)
+    return Attempt(task, run, entry, prompts, row_offsets, found, loaded.forward, ready - began, done - ready)
 
 
 def _end_of_log(run: StoredRun, shard: int) -> tuple[int, Receipt | None]:

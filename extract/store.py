@@ -78,6 +78,11 @@ class StoredRun:
         start = shard * self.manifest.rows_per_shard
         return start, min(start + self.manifest.rows_per_shard, self.manifest.n_rows)
 
+    def shard_size(self, shard: int) -> int:
+        """Rows of a shard."""
+        start, stop = self.shard_rows(shard)
+        return stop - start
+
     # What there is of each shard.
 
     def log_lengths(self) -> dict[int, int]:

@@ -23,16 +23,17 @@ def demo(
     """From text to a map of emotion by layer: the built-in model on the built-in corpus."""
     from analyze.query import Run
     from cluster import pipeline
+    from cluster.launch import extract
     from extract.verify import verify
 
     began = time.monotonic()
     location = str(directory / "store")
-    plan = pipeline.extract(Request(BUILTIN, read_corpus(BUILTIN_CORPUS)), location)
-    verdict = verify(plan.run)
+    stored = extract(Request(BUILTIN, read_corpus(BUILTIN_CORPUS)), location)
+    verdict = verify(stored)
     if not verdict.whole:
-        raise RuntimeError(f"run {plan.run.run_id} is damaged: {verdict.problems[0]}; remove {location} and run the demo again")
+        raise RuntimeError(f"run {stored.run_id} is damaged: {verdict.problems[0]}; remove {location} and run the demo again")
     note(f"verified {verdict.n_objects:,} objects, {verdict.n_bytes:,} bytes")
-    run = Run(plan.run)
+    run = Run(stored)
     probes = {site: pipeline.probe(run, site, run.layers_of(site), "linear") for site in run.sites}
     layer = probes["resid.last"].best_layer
     persistence = pipeline.persistence(run, layer, DEFAULT_PASSAGE, DEFAULT_PER_LABEL, "linear", location)

@@ -1,19 +1,28 @@
 """affectome extract, runs, verify, gc."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.commands.options import JsonOption, LayersOption, RunsArgument, StoreArgument
-from cluster.console import Row, note, print_json, print_rows, progress
+from cluster.commands.options import (
+    AddressOption,
+    CpusOption,
+    GpusOption,
+    JsonOption,
+    LayersOption,
+    RunsArgument,
+    StoreArgument,
+    WorkersOption,
+)
+from cluster.console import Row, duration, note, print_json, print_rows, progress
 from extract.corpus import BUILTIN as BUILTIN_CORPUS
 from extract.corpus import read_corpus
 from extract.packages import BUILTIN
 from extract.request import DEFAULT_DATE, DEFAULT_SITES, MOST_ROWS_PER_SHARD, Request
 
 if TYPE_CHECKING:  # what computes is imported by the commands that compute: it takes seconds to load
-    from extract.run import Plan
     from extract.store import Store, StoredRun
     from extract.verify import Verdict
 
@@ -45,11 +54,20 @@ def extract(
         ),
     ] = None,
     token_budget: Annotated[int | None, typer.Option(help="Most tokens of a batch, where the run is new.")] = None,
+    workers: WorkersOption = None,
+    address: AddressOption = None,
+    gpus_per_worker: GpusOption = None,
+    cpus_per_worker: CpusOption = None,
+    log: Annotated[Path | None, typer.Option(help="Append what happens to this file, a JSON object a line.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a model over a corpus and keep its hidden states; prints the run's id last."""
-    from cluster import pipeline
+    from cluster import logs
+    from cluster.execution import Execution
+    from cluster.launch import extract as extract_run
 
+    if log is not None:
+        logs.to_file(log)
     texts = read_corpus(corpus)
     request = Request(
         model=model,
@@ -67,12 +85,12 @@ def extract(
         rows_per_shard=rows_per_shard,
         token_budget=token_budget,
     )
-    plan = pipeline.extract(request, store)
+    run = extract_run(request, store, Execution(workers, address, gpus_per_worker, cpus_per_worker))
     if as_json:
-        print_json(_run_row(plan.run))
+        print_json(_run_row(run))
         return
-    note(_what_was_done(plan))
-    typer.echo(plan.run.run_id)
+    note(_what_was_done(run))
+    typer.echo(run.run_id)
 
 
 def runs(store: StoreArgument, as_json: JsonOption = False) -> None:
@@ -188,13 +206,16 @@ def _fail_with(problems: Sequence[str], where: str) -> None:
         raise RuntimeError(f"{len(problems):,} problem{'s' if len(problems) > 1 else ''} {where}")
 
 
-def _what_was_done(plan: "Plan") -> str:
-    receipts = plan.run.receipts()
-    seconds = sum(receipt.seconds["compute"] for receipt in receipts)
+def _what_was_done(run: "StoredRun") -> str:
+    receipts = run.receipts()
+    stages = {
+        stage: sum(receipt.seconds.get(stage, 0.0) for receipt in receipts) for stage in ("load", "compute", "copy", "write")
+    }
     tokens = sum(receipt.n_tokens for receipt in receipts)
     truncated = sum(receipt.n_truncated for receipt in receipts)
     cut = f"; {truncated:,} utterances were cut at the model's context" if truncated else ""
-    return f"{plan.run.manifest.n_rows:,} rows, {tokens:,} tokens, {seconds:.1f} s of computing{cut}"
+    spent = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in stages.items())
+    return f"{run.manifest.n_rows:,} rows, {tokens:,} tokens; time of all workers: {spent}{cut}"
 
 
 def _run_row(run: "StoredRun") -> Row:

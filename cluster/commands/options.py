@@ -10,3 +10,20 @@ RunsArgument = Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the same facts as JSON.")]
 KindOption = Annotated[str, typer.Option("--kind", help="linear or logistic.")]
 LayersOption = Annotated[str, typer.Option("--layers", help="all, a list such as 8,16, or a range such as 0:12.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", help="Most workers; with no --address, on a Ray that is started here.", show_default=False),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option("--address", help="A running Ray to compute on: auto, HOST:PORT or ray://HOST:PORT.", show_default=False),
+]
+GpusOption = Annotated[
+    float | None,
+    typer.Option(
+        "--gpus-per-worker", help="1 where there are GPUs; a fraction for several workers on one.", show_default=False
+    ),
+]
+CpusOption = Annotated[
+    int | None, typer.Option("--cpus-per-worker", help="CPUs and threads of a worker; else an even share.", show_default=False)
+]

@@ -1,0 +1,202 @@
+"""Which shard goes to whom next: the state of a launch's work, without Ray, clocks or I/O, so that it can be tested as it is.
+
+Shards go to workers as these become free. A shard whose worker failed or died goes behind all others, so that one bad shard
+does not hold up the rest and one that was merely unlucky meets another worker; after MOST_ATTEMPTS it is given up. Sharing out
+fixed parts beforehand was rejected: the slowest worker would decide, and what a dead one had would be lost.
+"""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+MOST_ATTEMPTS = 3
+"""Attempts at a shard before it is given up."""
+
+_STRAGGLES = 2.0
+"""A shard that takes so many times the usual time may be given to a second worker when nothing else is left."""
+_LEAST_STRAGGLE_SECONDS = 5.0
+_MOST_HOLDERS = 2
+_HOPELESS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """A shard that is not tried any more."""
+
+    shard: int
+    """Its number."""
+    reasons: tuple[str, ...]
+    """Why each attempt failed."""
+
+
+@dataclass(slots=True)
+class _Shard:
+    """What happened to a shard so far."""
+
+    holders: dict[str, float] = field(default_factory=dict)
+    """Who computes it, and since when, the first holder first."""
+    reasons: list[str] = field(default_factory=list)
+    """Why attempts failed."""
+
+
+class Board:
+    """The shards of one launch: waiting, held by workers, done, or given up."""
+
+    def __init__(self, order: Sequence[int]) -> None:
+        """Begin.
+
+        Args:
+            order: the missing shards, in the order in which they are to be given out.
+        """
+        self._shards = {shard: _Shard() for shard in order}
+        self._waiting = dict.fromkeys(order)
+        self._held: dict[int, float] = {}  # since when, the one held longest first
+        self._elsewhere: frozenset[int] = frozenset()
+        self._seconds: list[float] = []
+        self._failures_in_a_row = 0
+        self._last_reason = ""
+        self.given_up: list[GivenUp] = []
+        """Shards that failed too often."""
+        self.retries: Counter[str] = Counter()
+        """Attempts beyond the first, by reason: error, death, lost, straggler."""
+
+    @property
+    def n_left(self) -> int:
+        """Shards that are neither done nor given up."""
+        return len(self._shards)
+
+    @property
+    def n_waiting(self) -> int:
+        """Shards that nobody computes."""
+        return len(self._waiting)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self._shards
+
+    @property
+    def only_elsewhere(self) -> bool:
+        """Whether all that is left is being computed by other launches."""
+        return bool(self._shards) and self._elsewhere.issuperset(self._shards)
+
+    @property
+    def hopeless(self) -> str | None:
+        """Why nothing works, when many attempts in a row failed whatever the shard; None while something does."""
+        return self._last_reason if self._failures_in_a_row >= max(_HOPELESS, 2 * len(self._held)) else None
+
+    def give(self, worker: str, now: float) -> int | None:
+        """The shard that a free worker is to do next; None while there is none for it.
+
+        Args:
+            now: seconds, by any clock that only goes forward.
+        """
+        shard = self._next_waiting()
+        if shard is None:
+            shard = self._straggler(worker, now)
+            if shard is None:
+                return None
+            self.retries["straggler"] += 1
+        self._shards[shard].holders[worker] = now
+        self._held.setdefault(shard, now)
+        return shard
+
+    def done(self, shard: int, worker: str, now: float) -> bool:
+        """A worker has done a shard.
+
+        Returns:
+            Whether it was the first to say so.
+        """
+        self._failures_in_a_row = 0
+        state = self._shards.pop(shard, None)
+        if state is None:
+            return False
+        if worker in state.holders:
+            self._seconds.append(now - state.holders[worker])
+        self._forget(shard)
+        return True
+
+    def failed(self, shard: int, worker: str, reason: str, kind: str = "error") -> GivenUp | None:
+        """An attempt failed, in a way that may be the shard's fault.
+
+        Args:
+            reason: a sentence.
+            kind: `error`, or `death` of the worker.
+
+        Returns:
+            The shard, where that was its last attempt.
+        """
+        self._last_reason = reason
+        self._failures_in_a_row += 1
+        state = self._shards.get(shard)
+        if state is None:
+            return None
+        self._let_go(shard, worker)
+        state.reasons.append(reason)
+        if len(state.reasons) < MOST_ATTEMPTS:
+            self.retries[kind] += 1
+            self._wait_again(shard)
+            return None
+        if state.holders:  # somebody else is still at it and may succeed
+            return None
+        del self._shards[shard]
+        self._forget(shard)
+        self.given_up.append(GivenUp(shard, tuple(state.reasons)))
+        return self.given_up[-1]
+
+    def lost(self, shard: int, worker: str) -> None:
+        """A worker went away with its node, or was sent away: not the shard's fault."""
+        if shard not in self._shards:
+            return
+        self._let_go(shard, worker)
+        self.retries["lost"] += 1
+        self._wait_again(shard)
+
+    def learn(self, missing: Iterable[int], elsewhere: Iterable[int]) -> list[int]:
+        """What the store says: which shards do not exist, and which of them other launches are computing.
+
+        Returns:
+            The shards that others have done since the last time.
+        """
+        gone = self._shards.keys() - frozenset(missing)
+        found = [shard for shard in gone if not self._shards[shard].holders]  # a holder is going to say so itself
+        for shard in found:
+            del self._shards[shard]
+            self._forget(shard)
+        self._elsewhere = frozenset(elsewhere)
+        return found
+
+    def _next_waiting(self) -> int | None:
+        for shard in self._waiting:
+            if shard not in self._elsewhere:
+                del self._waiting[shard]
+                return shard
+        return None
+
+    def _straggler(self, worker: str, now: float) -> int | None:
+        """The shard that others have held longest, where that is much longer than usual."""
+        if not self._seconds:
+            return None
+        limit = max(_LEAST_STRAGGLE_SECONDS, _STRAGGLES * statistics.median(self._seconds))
+        for shard, since in self._held.items():
+            if now - since <= limit:
+                return None
+            holders = self._shards[shard].holders
+            if worker not in holders and len(holders) < _MOST_HOLDERS:
+                return shard
+        return None
+
+    def _let_go(self, shard: int, worker: str) -> None:
+        holders = self._shards[shard].holders
+        holders.pop(worker, None)
+        if not holders:
+            self._held.pop(shard, None)
+
+    def _wait_again(self, shard: int) -> None:
+        if not self._shards[shard].holders:
+            self._waiting[shard] = None
+
+    def _forget(self, shard: int) -> None:
+        self._waiting.pop(shard, None)
+        self._held.pop(shard, None)

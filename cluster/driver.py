@@ -1,0 +1,343 @@
+"""One launch of one run on many workers: hire them, give each a shard as it becomes free, and mourn those that die.
+
+Everything that happens arrives in one queue: a worker is ready, a shard is done, a worker is gone. So a thousand workers cost
+no more than the messages they send; asking Ray over and over which of them has finished (`ray.wait`) costs time for each of
+them each time. In flight is at most what workers hold, one shard each or two. Only receipts come back; a receipt that Ray loses
+is found in the store.
+"""
+
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Any, Literal
+
+from cluster.board import Board, GivenUp
+from cluster.events import (
+    AttemptFailed,
+    FoundDone,
+    Listener,
+    ShardDone,
+    Snapshot,
+    Waiting,
+    WorkerFacts,
+    WorkerJoined,
+    WorkerLeft,
+)
+from cluster.pool import Hired, Pool
+from extract.documents import Receipt, now
+from extract.launches import Launch, Quarantined, Survey, WorkerState, order_of
+
+_TICK_SECONDS = 1.0
+_HIRE_SECONDS = 2.0
+_SURVEY_SECONDS = 10.0
+_SURVEY_SECONDS_WHEN_IDLE = 1.0
+_RATE_SECONDS = 30.0
+_PATIENCE_SECONDS = 30.0
+_MOST_FAILED_STARTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a launch ended."""
+
+    given_up: tuple[GivenUp, ...]
+    """Shards that failed too often; all others exist."""
+    retries: dict[str, int]
+    """Attempts beyond the first, by reason."""
+    seconds: float
+    """From the first worker's being ready to the end."""
+
+
+@dataclass(slots=True)
+class _Worker:
+    """A worker as the driver sees it."""
+
+    name: str
+    """Such as `w3`."""
+    hired: Hired
+    """What answers."""
+    facts: WorkerFacts | None = None
+    """What it said when it was ready; None before."""
+    shards: list[int] = field(default_factory=list)
+    """What it was given."""
+    n_shards: int = 0
+    """Shards it has done."""
+    n_rows: int = 0
+    """Their rows."""
+    since: str = field(default_factory=now)
+    """Since when it is in its state."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """What a worker has to say."""
+
+    worker: str
+    """Its name."""
+    shard: int | None
+    """The shard it answers for; None for its start."""
+    answer: "Future[Any]"
+    """A receipt, or facts; or an error."""
+
+
+def drive(launch: Launch, pool: Pool, listener: Listener) -> Outcome:
+    """Do what is missing of a run.
+
+    Args:
+        launch: this process's part in the run, entered.
+        pool: where workers come from.
+        listener: is told what happens, in this thread.
+
+    Raises:
+        RuntimeError: no worker can start, or nothing that is tried works; the message says why. Shards that exist are kept.
+        ValueError: a receipt is damaged.
+    """
+    driver = _Driver(launch, pool, listener)
+    try:
+        return driver.run()
+    finally:
+        driver.dismiss_all()
+
+
+class _Driver:
+    """The state of a launch: the board, the workers, and what they said that was not heard yet."""
+
+    def __init__(self, launch: Launch, pool: Pool, listener: Listener) -> None:
+        self._launch = launch
+        self._run = launch.run
+        self._pool = pool
+        self._tell = listener
+        survey = launch.survey()
+        self._board = Board(order_of(survey))
+        self._board.learn(survey.missing, survey.elsewhere)
+        self._workers: dict[str, _Worker] = {}
+        self._n_hired = 0
+        self._messages: SimpleQueue[_Message] = SimpleQueue()
+        self._attempts: dict[int, int] = {}
+        self._lost_since: dict[int, float] = {}
+        self._failed_starts: list[str] = []
+        self._recent: deque[tuple[float, int]] = deque()
+        self._began: float | None = None
+        self._hiring, self._surveying, self._telling = _Timer(), _Timer(), _Timer()
+        self._quiet_since = time.monotonic()
+
+    def run(self) -> Outcome:
+        """Until nothing is left to do."""
+        while not self._board.over:
+            if self._hiring.due(_HIRE_SECONDS):
+                self._hire()
+            idle = self._give()
+            if self._surveying.due(_SURVEY_SECONDS_WHEN_IDLE if idle else _SURVEY_SECONDS):
+                self._survey()
+            if self._telling.due(_TICK_SECONDS):
+                self._tell_state()
+            self._hear()
+            if self._board.hopeless is not None:
+                raise RuntimeError(
+                    f"nothing works: {self._board.hopeless} (finished shards are kept; mend it and launch again)"
+                )
+        self._announce()
+        self._tell_state()
+        seconds = time.monotonic() - self._began if self._began is not None else 0.0
+        return Outcome(tuple(self._board.given_up), dict(self._board.retries), seconds)
+
+    def dismiss_all(self) -> None:
+        """End every worker."""
+        for worker in self._workers.values():
+            worker.hired.dismiss()
+        self._workers.clear()
+
+    # Workers.
+
+    def _hire(self) -> None:
+        wanted = min(self._pool.wanted(), self._board.n_left)
+        while len(self._workers) < wanted:
+            name = f"w{self._n_hired}"
+            self._n_hired += 1
+            worker = self._workers[name] = _Worker(name, self._pool.hire(name))
+            self._expect(worker.hired.ready(), name)
+        starting = [worker for worker in self._workers.values() if worker.facts is None]
+        surplus = max(0, len(self._workers) - max(wanted, 1))  # the cluster has shrunk: who waits for a node waits in vain
+        for worker in starting[len(starting) - surplus :] if surplus else ():
+            worker.hired.dismiss()
+            del self._workers[worker.name]
+
+    def _joined(self, worker: _Worker, facts: WorkerFacts) -> None:
+        worker.facts, worker.since = facts, now()
+        self._failed_starts.clear()
+        self._quiet_since = time.monotonic()
+        self._began = self._began or time.monotonic()
+        self._tell(WorkerJoined(worker.name, facts))
+
+    def _left(self, worker: _Worker, error: BaseException) -> None:
+        """A worker died, or could not start."""
+        del self._workers[worker.name]
+        kind, reason = self._pool.what_happened(error, worker.facts)
+        self._tell(WorkerLeft(worker.name, reason, lost=kind == "lost"))
+        worker.hired.dismiss()
+        for shard in worker.shards:
+            self._attempt_failed(shard, worker, kind, reason)
+        if worker.facts is None and kind != "lost":
+            self._failed_starts.append(reason)
+            if len(self._failed_starts) >= _MOST_FAILED_STARTS and not any(each.facts for each in self._workers.values()):
+                raise RuntimeError(f"no worker can start: {reason}")
+
+    # Shards.
+
+    def _give(self) -> bool:
+        """Give shards to whoever is free.
+
+        Returns:
+            Whether somebody stayed free.
+        """
+        idle = False
+        present = time.monotonic()
+        for worker in self._workers.values():
+            while worker.facts is not None and len(worker.shards) < worker.facts.depth:
+                shard = self._board.give(worker.name, present)
+                if shard is None:
+                    idle = idle or not worker.shards
+                    break
+                worker.shards.append(shard)
+                worker.since = now()
+                self._attempts[shard] = self._attempts.get(shard, 0) + 1
+                self._expect(worker.hired.extract(shard, self._attempts[shard]), worker.name, shard)
+        return idle
+
+    def _done(self, worker: _Worker, receipt: Receipt) -> None:
+        present, shard = time.monotonic(), receipt.shard
+        first = self._board.done(shard, worker.name, present)
+        worker.n_shards += 1
+        worker.n_rows += receipt.n_rows
+        self._quiet_since = present
+        if first:
+            self._recent.append((present, receipt.n_computed))
+        lost_since = self._lost_since.pop(shard, None)
+        recovery = present - lost_since if lost_since is not None else None
+        n_rows = receipt.n_rows if first else 0
+        self._tell(ShardDone(receipt, self._attempts[shard], worker.name, n_rows, recovery))
+
+    def _attempt_failed(self, shard: int, worker: _Worker, kind: Literal["error", "death", "lost"], reason: str) -> None:
+        self._lost_since.setdefault(shard, time.monotonic())
+        given_up = None
+        if kind == "lost":
+            self._board.lost(shard, worker.name)
+        else:
+            given_up = self._board.failed(shard, worker.name, reason, kind)
+        self._tell(AttemptFailed(shard, self._attempts[shard], worker.name, kind, reason, given_up is not None))
+
+    # What is heard and told.
+
+    def _hear(self) -> None:
+        """Wait for a message, for a tick at most, and take all that have come."""
+        try:
+            message = self._messages.get(timeout=_TICK_SECONDS)
+            while True:
+                self._take(message)
+                message = self._messages.get_nowait()
+        except Empty:
+            pass
+
+    def _take(self, message: _Message) -> None:
+        worker = self._workers.get(message.worker)
+        if worker is None:  # it was dismissed, or its death was heard of already
+            return
+        error = message.answer.exception()
+        if message.shard is None:
+            if error is None:
+                self._joined(worker, message.answer.result())
+            else:
+                self._left(worker, error)
+            return
+        if error is None:
+            worker.shards.remove(message.shard)
+            self._done(worker, message.answer.result())
+            return
+        kind, reason = self._pool.what_happened(error, worker.facts)
+        if kind == "error":
+            worker.shards.remove(message.shard)
+            self._attempt_failed(message.shard, worker, kind, reason)
+        else:
+            self._left(worker, error)
+
+    def _survey(self) -> None:
+        survey: Survey = self._launch.survey()
+        found = self._board.learn(survey.missing, survey.elsewhere)
+        if found:
+            self._tell(FoundDone(len(found), sum(self._run.shard_size(shard) for shard in found)))
+        self._announce()
+        self._complain(survey)
+
+    def _complain(self, survey: Survey) -> None:
+        """Say why nothing happens, where nothing does."""
+        if time.monotonic() - self._quiet_since < _PATIENCE_SECONDS:
+            return
+        if self._board.only_elsewhere and survey.others:
+            names = ", ".join(other.who for other in survey.others)
+            self._tell(Waiting(f"the last {self._board.n_left:,} shards are being done by {names}"))
+        elif not any(worker.facts for worker in self._workers.values()):
+            self._tell(Waiting(f"{len(self._workers):,} workers wait for a node with room for them, or load the model"))
+        else:
+            return
+        self._quiet_since = time.monotonic()
+
+    def _announce(self) -> None:
+        """What other launches, and `affectome status`, are to know."""
+        quarantined = tuple(
+            Quarantined(shard=each.shard, attempts=len(each.reasons), reason=each.reasons[-1]) for each in self._board.given_up
+        )
+        states = tuple(_state_of(worker) for worker in self._workers.values())
+        self._launch.say(workers=states, quarantined=quarantined, retries=self._board.retries)
+
+    def _tell_state(self) -> None:
+        present = time.monotonic()
+        while self._recent and present - self._recent[0][0] > _RATE_SECONDS:
+            self._recent.popleft()
+        elapsed = min(_RATE_SECONDS, present - self._began) if self._began is not None else 0.0
+        ready = [worker for worker in self._workers.values() if worker.facts is not None]
+        n_busy = sum(bool(worker.shards) for worker in ready)
+        self._tell(
+            Snapshot(
+                n_waiting=self._board.n_waiting,
+                n_in_flight=sum(len(worker.shards) for worker in ready),
+                n_starting=len(self._workers) - len(ready),
+                n_idle=len(ready) - n_busy,
+                n_busy=n_busy,
+                tokens_per_second=sum(tokens for _, tokens in self._recent) / elapsed if elapsed else 0.0,
+                limit=sum(worker.facts.limit for worker in ready if worker.facts),
+            )
+        )
+
+    def _expect(self, answer: "Future[Any]", worker: str, shard: int | None = None) -> None:
+        """Take what comes of a call as a message; the callback runs in a thread of Ray's."""
+        answer.add_done_callback(lambda future: self._messages.put(_Message(worker, shard, future)))
+
+
+class _Timer:
+    """Says when something that is done now and then is to be done again."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+
+    def due(self, seconds: float) -> bool:
+        """Whether that long has passed since this last said so; the first time it has."""
+        present = time.monotonic()
+        if self._last is not None and present - self._last < seconds:
+            return False
+        self._last = present
+        return True
+
+
+def _state_of(worker: _Worker) -> WorkerState:
+    return WorkerState(
+        name=worker.name,
+        host=worker.facts.host if worker.facts else "",
+        device=worker.facts.device if worker.facts else "",
+        state="starting" if worker.facts is None else "busy" if worker.shards else "idle",
+        shards=tuple(worker.shards),
+        since=worker.since,
+        n_shards=worker.n_shards,
+        n_rows=worker.n_rows,
+    )

@@ -1,0 +1,100 @@
+"""Where shards are computed: in this process, by workers of a Ray that is started here, or by those of a running one."""
+
+import os
+from dataclasses import dataclass
+
+LOCAL_HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """Where and by how many workers shards are computed."""
+
+    workers: int | None = None
+    """Most workers; None for as many as there is room for."""
+    address: str | None = None
+    """A running Ray: `auto`, `HOST:PORT` or `ray://HOST:PORT`; None to start one here."""
+    gpus_per_worker: float | None = None
+    """GPUs of a worker, a fraction for several on one; None for one where there are GPUs, else none."""
+    cpus_per_worker: int | None = None
+    """CPUs of a worker, which are also its threads; None for an even share of a machine."""
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"--workers {self.workers}: give 1 or more, or leave it out")
+        if self.cpus_per_worker is not None and self.cpus_per_worker < 1:
+            raise ValueError(f"--cpus-per-worker {self.cpus_per_worker}: give 1 or more, or leave it out")
+        gpus = self.gpus_per_worker
+        if gpus is not None and not (0 <= gpus <= 1 or gpus == int(gpus)):
+            raise ValueError(f"--gpus-per-worker {gpus}: give a fraction of one GPU or a whole number")
+
+    @property
+    def distributed(self) -> bool:
+        """Whether Ray is wanted at all."""
+        return self.workers is not None or self.address is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What one worker takes of a node."""
+
+    cpus: int
+    """CPUs, and threads."""
+    gpus: float
+    """GPUs, or a fraction of one."""
+
+    def fits(self, resources: dict[str, float]) -> int:
+        """How many workers a node of these resources has room for."""
+        by_cpu = int(resources.get("CPU", 0) // self.cpus)
+        return min(by_cpu, int(resources.get("GPU", 0) / self.gpus + 1e-9)) if self.gpus else by_cpu
+
+    def __str__(self) -> str:
+        gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
+        return f"{self.cpus} CPU{gpus}"
+
+
+def demand_here(execution: Execution, n_gpus: int) -> tuple[int, Demand]:
+    """How many workers a Ray on this machine gets, and what each takes.
+
+    Args:
+        n_gpus: GPUs that this process may use.
+
+    Raises:
+        ValueError: there are too few GPUs for the workers asked for.
+    """
+    n_cpus = os.cpu_count() or 1
+    gpus = execution.gpus_per_worker if execution.gpus_per_worker is not None else float(n_gpus > 0)
+    workers = execution.workers or (int(n_gpus / gpus + 1e-9) if gpus else 1)
+    if gpus * workers > n_gpus:
+        raise ValueError(
+            f"{workers} workers with {gpus:g} GPU each need {gpus * workers:g}, and this machine has {n_gpus}; "
+            "take fewer --workers or a fraction as --gpus-per-worker"
+        )
+    return workers, Demand(execution.cpus_per_worker or max(1, n_cpus // workers), gpus)
+
+
+def demand_of(execution: Execution, nodes: list[dict[str, float]]) -> Demand:
+    """What a worker takes of a running cluster: a GPU and a share of its node's CPUs, or a node's CPUs where no node has a GPU.
+
+    Args:
+        nodes: the resources of each living node, as Ray names them.
+
+    Raises:
+        ValueError: no node has any CPU to give, so that nothing could tell what a worker is to take.
+    """
+    most_gpus = max((node.get("GPU", 0) for node in nodes), default=0)
+    gpus = execution.gpus_per_worker if execution.gpus_per_worker is not None else float(most_gpus > 0)
+    able = [node for node in nodes if node.get("CPU", 0) >= 1 and node.get("GPU", 0) >= gpus]
+    if execution.cpus_per_worker is not None:
+        return Demand(execution.cpus_per_worker, gpus)
+    if not able:
+        raise ValueError(
+            "no node of the cluster has resources for a worker now, so say what one takes: --cpus-per-worker, --gpus-per-worker"
+        )
+    per_node = [node["CPU"] if not gpus else node["CPU"] / max(1, int(node["GPU"] / gpus + 1e-9)) for node in able]
+    return Demand(max(1, int(min(per_node))), gpus)
+
+
+def room(demand: Demand, nodes: list[dict[str, float]]) -> int:
+    """How many workers the living nodes have room for."""
+    return sum(demand.fits(node) for node in nodes)

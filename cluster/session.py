@@ -1,0 +1,116 @@
+"""A connection to Ray: one started here, on the loopback interface and closed to who lacks its token, or a running one.
+
+Ray executes whatever code a peer sends it, so a port that others reach is a shell for them (CVE-2023-48022). A Ray that is
+started here therefore listens on 127.0.0.1 alone and asks for a token made for this launch; a running one is joined with the
+token of its operator. Ray reads both settings when it is imported, which is why nothing here imports it earlier.
+"""
+
+import contextlib
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cluster.execution import Demand, Execution, demand_here, demand_of
+
+_OBJECT_STORE_BYTES = 128 << 20  # receipts and one corpus; Ray would take a third of the machine
+_MODE, _TOKEN, _TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+_LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0 binds every port to 127.0.0.1, on Linux as well
+
+
+@contextlib.contextmanager
+def connected(execution: Execution) -> Iterator[tuple[Demand, int | None]]:
+    """Start Ray here, or join the one at an address; on leaving, what was started here is ended.
+
+    Yields:
+        What a worker takes, and how many there are to be: None for as many as there is room for at any time.
+
+    Raises:
+        ValueError: there is no Ray at the address, its token is missing or wrong, or it has no room for what was asked.
+    """
+    with _environment(execution.address):
+        import ray
+
+        if ray.is_initialized():  # a notebook's own, or a test's: whoever made it ends it
+            yield demand_of(execution, [resources for _, resources in living_nodes()]), execution.workers
+            return
+        try:
+            yield _connect(ray, execution)
+        finally:
+            ray.shutdown()
+
+
+def visible_gpus() -> int:
+    """CUDA devices that this process may use."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def living_nodes() -> list[tuple[str, dict[str, float]]]:
+    """Each living node's name and resources."""
+    import ray
+
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own
+    return [(node["NodeID"], node["Resources"]) for node in nodes if node["Alive"]]
+
+
+@contextlib.contextmanager
+def _environment(address: str | None) -> Iterator[None]:
+    """Ray's settings while it is connected."""
+    wanted = {_MODE: os.environ.get(_MODE, "token")}
+    if address is None:
+        wanted |= {_MODE: "token", _TOKEN: secrets.token_hex(32), _LOOPBACK_ONLY: "0"}
+        if "ray" in sys.modules:  # imported before: it has read the variable already
+            sys.modules["ray"]._private.ray_constants.ENABLE_RAY_CLUSTER = False
+    elif wanted[_MODE] == "token" and not _has_token():
+        raise ValueError(
+            f"no token for the Ray at {address}: put its operator's into {_TOKEN}, or into a file named by {_TOKEN_PATH} "
+            f"(a Ray without tokens executes anybody's code; it is joined with {_MODE}=disabled)"
+        )
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _connect(ray: Any, execution: Execution) -> tuple[Demand, int | None]:
+    if execution.address is None:
+        workers, demand = demand_here(execution, visible_gpus())
+        _start(ray, workers, demand)
+        return demand, workers
+    _join(ray, execution.address)
+    return demand_of(execution, [resources for _, resources in living_nodes()]), execution.workers
+
+
+def _has_token() -> bool:
+    path = os.environ.get(_TOKEN_PATH)
+    return bool(os.environ.get(_TOKEN)) or (Path(path) if path else Path.home() / ".ray" / "auth_token").is_file()
+
+
+def _start(ray: Any, workers: int, demand: Demand) -> None:
+    ray.init(
+        num_cpus=workers * demand.cpus + 1,  # one for analysis tasks and planning beside them
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level="error",
+    )
+
+
+def _join(ray: Any, address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="error")
+    except Exception as error:  # ConnectionError, AuthenticationError, ValueError, RuntimeError: as Ray likes
+        raise ValueError(
+            f"cannot join the Ray at {address}: {str(error).strip().partition(chr(10))[0] or type(error).__name__}; "
+            f"check the address, that the cluster runs, and the token ({_TOKEN} or {_TOKEN_PATH})"
+        ) from error

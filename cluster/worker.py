@@ -1,0 +1,100 @@
+"""What runs in a worker process: a model loaded once, and shards done one after another. How Ray runs it: cluster.pool."""
+
+import importlib.metadata
+import logging
+import os
+import platform
+import threading
+import time
+
+from cluster import logs
+from cluster.events import WorkerFacts
+from extract.bench import product_limit
+from extract.documents import Receipt
+from extract.engine import default_device, engine
+from extract.models import model_of
+from extract.request import Request
+from extract.run import plan_run
+from extract.shard import ShardTask, begin, extract_shard
+from extract.store import Store
+
+_LIMIT_TOKENS = (1024,)  # a rough limit: measuring a finer one would take longer than loading the model
+_VERSIONS = ("affectome", "torch", "transformers")
+
+log = logging.getLogger("affectome.worker")
+
+
+class ShardWorker:
+    """A worker of one launch on one run."""
+
+    def __init__(self, name: str, launch: str, store: str, run_id: str) -> None:
+        """Nothing is read yet; `ready` does that.
+
+        Args:
+            name: such as `w3`.
+            launch: the launch it works for.
+            store: the store's directory or URL, which must lead to the same place on every machine.
+            run_id: the run, which exists.
+        """
+        logs.to_standard_error()
+        self._where = {"run": run_id, "launch": launch, "worker": name}
+        self._store, self._run_id = store, run_id
+        self._computing = threading.Lock()
+
+    def ready(self) -> WorkerFacts:
+        """Load the model, and say where.
+
+        Raises:
+            ValueError: this machine does not see the store, or not the model that the run was planned with.
+        """
+        began = time.perf_counter()
+        manifest = Store.open(self._store).run(self._run_id).manifest
+        identity = manifest.identity
+        self._device = default_device()
+        self._directory = model_of(identity.weights, manifest.model).directory
+        loaded = engine(self._directory, identity.weights, identity.compute_dtype, identity.attention, self._device)
+        seconds = time.perf_counter() - began
+        log.info("ready", extra={**self._where, "device": self._device, "seconds": round(seconds, 3)})
+        return WorkerFacts(
+            host=platform.node(),
+            node=_node(),
+            pid=os.getpid(),
+            device=self._device,
+            depth=1 if self._device == "cpu" else 2,
+            limit=product_limit(loaded, max(1, *identity.layers), _LIMIT_TOKENS),
+            versions=tuple((name, importlib.metadata.version(name)) for name in _VERSIONS),
+            seconds=seconds,
+        )
+
+    def extract(self, shard: int, attempt: int) -> Receipt:
+        """Do one shard. Called by two threads at once, one shard is written while the other is computed.
+
+        Args:
+            attempt: which attempt of the launch at this shard, from 1; for the log.
+
+        Raises:
+            ExtractionError, ValueError, OSError: as from extract.shard.extract_shards.
+        """
+        where = {**self._where, "shard": shard, "attempt": attempt}
+        task = ShardTask(self._store, self._run_id, shard, self._directory, self._device)
+        log.info("begins", extra=where)
+        try:
+            with self._computing:
+                work = begin(task)
+            receipt = work.commit() or extract_shard(task)
+        except Exception as error:
+            log.exception("failed", extra={**where, "reason": str(error)})
+            raise
+        log.info("done", extra={**where, "rows": receipt.n_rows, "bytes": receipt.n_bytes, "seconds": dict(receipt.seconds)})
+        return receipt
+
+
+def plan_there(request: Request, location: str) -> str:
+    """Plan a run on a machine that can load its model; the run's id."""
+    return plan_run(request, location).run.run_id
+
+
+def _node() -> str:
+    import ray  # deferred: what is asked here is asked inside of a worker only
+
+    return str(ray.get_runtime_context().get_node_id())
