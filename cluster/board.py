@@ -16,6 +16,7 @@ MOST_ATTEMPTS = 3
 _STRAGGLES = 2.0
 """A shard that takes so many times the usual time may be given to a second worker when nothing else is left."""
 _LEAST_STRAGGLE_SECONDS = 5.0
+_STRAGGLE_SECONDS_WHEN_UNKNOWN = 600.0
 _MOST_HOLDERS = 2
 _HOPELESS = 10
 
@@ -176,9 +177,9 @@ class Board:
 
     def _straggler(self, worker: str, now: float) -> int | None:
         """The shard that others have held longest, where that is much longer than usual."""
-        if not self._seconds:
-            return None
-        limit = max(_LEAST_STRAGGLE_SECONDS, _STRAGGLES * statistics.median(self._seconds))
+        limit = _STRAGGLE_SECONDS_WHEN_UNKNOWN
+        if self._seconds:
+            limit = max(_LEAST_STRAGGLE_SECONDS, _STRAGGLES * statistics.median(self._seconds))
         for shard, since in self._held.items():
             if now - since <= limit:
                 return None

@@ -16,6 +16,8 @@ from cluster.commands.corpora import corpora
 from cluster.commands.demo import demo
 from cluster.commands.extraction import extract, gc, runs, verify_runs
 from cluster.commands.models import check_model, models
+from cluster.commands.plans import refresh, schedule
+from cluster.commands.status import status
 from cluster.console import note
 
 _DEBUG = "--debug"
@@ -43,11 +45,14 @@ app.command()(bench)
 app.add_typer(corpora, name="corpus")
 app.command()(extract)
 app.command()(runs)
+app.command()(status)
 app.command("verify")(verify_runs)
 app.command()(gc)
 app.command()(probe)
 app.command()(persistence)
 app.command()(report)
+app.command()(refresh)
+app.command()(schedule)
 
 
 def main() -> None:

@@ -98,6 +98,7 @@ def _has_token() -> bool:
 
 def _start(ray: Any, workers: int, demand: Demand) -> None:
     ray.init(
+        address="local",  # never one that is found running here
         num_cpus=workers * demand.cpus + 1,  # one for analysis tasks and planning beside them
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE_BYTES,

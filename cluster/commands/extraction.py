@@ -207,14 +207,13 @@ def _fail_with(problems: Sequence[str], where: str) -> None:
 
 
 def _what_was_done(run: "StoredRun") -> str:
+    from cluster.status import stage_seconds
+
     receipts = run.receipts()
-    stages = {
-        stage: sum(receipt.seconds.get(stage, 0.0) for receipt in receipts) for stage in ("load", "compute", "copy", "write")
-    }
     tokens = sum(receipt.n_tokens for receipt in receipts)
     truncated = sum(receipt.n_truncated for receipt in receipts)
     cut = f"; {truncated:,} utterances were cut at the model's context" if truncated else ""
-    spent = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in stages.items())
+    spent = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in stage_seconds(receipts))
     return f"{run.manifest.n_rows:,} rows, {tokens:,} tokens; time of all workers: {spent}{cut}"
 
 

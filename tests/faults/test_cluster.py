@@ -1,0 +1,148 @@
+"""A run on a Ray cluster of three nodes while workers, nodes and the driver are killed, held against a quiet run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from extract.store import Store
+from extract.verify import verify
+from tests.faults.around import Contents, compare, local_objects, read_around
+from tests.faults.matrix import Scenario
+from tests.ray_cluster import RayCluster, kill, ray_cluster, worker_pids
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
+
+AFFECTOME = Path(sys.executable).with_name("affectome")
+_SECONDS_BETWEEN_FAULTS = 20.0
+_ROWS_PER_SHARD = 24
+_MOST_NODES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """The run that nothing happened to."""
+
+    contents: Contents
+    """What it stored."""
+    seconds: float
+    """How long it took."""
+
+
+def command(corpus: Path, store: Path, *more: str) -> list[str | Path]:
+    """The launch that is disturbed, and the one that is not."""
+    options = ["--dtype", "bfloat16", "--rows-per-shard", str(_ROWS_PER_SHARD), *more]
+    return [AFFECTOME, "extract", "--corpus", corpus, "--store", store, *options]
+
+
+@pytest.fixture(scope="module")
+def quiet(goemotions: Path, tmp_path_factory: pytest.TempPathFactory) -> Quiet:
+    """The same extraction in one process, without Ray."""
+    store = tmp_path_factory.mktemp("quiet") / "store"
+    began = time.monotonic()
+    subprocess.run(command(goemotions / "test.parquet", store), check=True, capture_output=True)
+    return Quiet(read_around(local_objects(store)), time.monotonic() - began)
+
+
+class Faults:
+    """What is done to a cluster and to the driver while a run goes on."""
+
+    def __init__(
+        self, cluster: RayCluster, launch: Callable[[], "subprocess.Popen[str]"], seed: int, kill_driver_at: float
+    ) -> None:
+        self._cluster = cluster
+        self._launch = launch
+        self._chance = np.random.default_rng(seed)
+        self._kill_driver_at = kill_driver_at
+        self.counts = {"worker": 0, "node": 0, "driver": 0}
+        """What was killed, and how often."""
+
+    def until_done(self) -> "subprocess.Popen[str]":
+        """Disturb the run until a driver ends by itself."""
+        driver, began, last = self._launch(), time.monotonic(), time.monotonic()
+        while driver.poll() is None:
+            time.sleep(0.5)
+            present = time.monotonic()
+            if not self.counts["driver"] and present - began > self._kill_driver_at:
+                driver.kill()
+                driver.wait()
+                self.counts["driver"] += 1
+                driver = self._launch()
+            if present - last > _SECONDS_BETWEEN_FAULTS:
+                last = present
+                self._disturb()
+        return driver
+
+    def _disturb(self) -> None:
+        workers = worker_pids()
+        if workers and self._chance.random() < 0.5:
+            kill([int(self._chance.choice(workers))])
+            self.counts["worker"] += 1
+        else:
+            self._cluster.kill_node(int(self._chance.integers(len(self._cluster.nodes))))
+            self.counts["node"] += 1
+        if len(self._cluster.nodes) < _MOST_NODES:
+            self._cluster.add_node()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_run_disturbed_every_20_s_equals_a_quiet_one(
+    seed: int, quiet: Quiet, goemotions: Path, tmp_path: Path, scenario: Callable[[str], Scenario]
+) -> None:
+    row, store, log = scenario(f"cluster of three nodes, seed {seed}"), tmp_path / "store", tmp_path / "log.jsonl"
+    with ray_cluster(3) as cluster:
+
+        def launch() -> "subprocess.Popen[str]":
+            words = command(goemotions / "test.parquet", store, "--address", cluster.address, "--log", str(log))
+            environment = os.environ | cluster.environment
+            return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+        faults = Faults(cluster, launch, seed, kill_driver_at=quiet.seconds / 2)
+        driver = faults.until_done()
+        _, said = driver.communicate()
+        assert driver.returncode == 0, said
+        begun = [entry["shard"] for entry in cluster.worker_log() if entry["event"] == "begins"]
+    (run,) = Store.open(str(store)).runs()
+    assert verify(run).whole
+    row.add(compare(read_around(local_objects(store)), quiet.contents))
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    recoveries = [event["recovery_seconds"] for event in events if "recovery_seconds" in event]
+    row.times, row.recovery_s = sum(faults.counts.values()), max(recoveries, default=0.0)
+    twice = (len(begun) - run.n_shards) / run.n_shards
+    usual = float(np.median(recoveries))
+    row.note = f"{faults.counts}, {twice:.1%} of {run.n_shards} shards done twice, a shard is back after {usual:.1f} s (median)"
+    assert faults.counts["driver"] == 1
+    assert faults.counts["worker"] + faults.counts["node"] >= 3
+    assert twice < 0.10, row.note
+    assert row.harmless, row
+
+
+def test_a_worker_that_stands_still_and_wakes_up_later_does_no_harm(
+    quiet: Quiet, goemotions: Path, tmp_path: Path, scenario: Callable[[str], Scenario]
+) -> None:
+    row, store = scenario("stale worker: stopped, and woken after the run"), tmp_path / "store"
+    with ray_cluster(2) as cluster:
+        words = command(goemotions / "test.parquet", store, "--address", cluster.address, "--limit", "240")
+        environment = os.environ | cluster.environment
+        driver = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while len(list(store.glob("runs/*/receipts/*.json"))) < 2:
+            time.sleep(0.1)
+            assert driver.poll() is None, driver.communicate()
+        stopped = worker_pids()[0]
+        kill([stopped], signal.SIGSTOP)
+        _, said = driver.communicate(timeout=240)
+        assert driver.returncode == 0, said
+        kill([stopped], signal.SIGCONT)
+        time.sleep(3)
+    (run,) = Store.open(str(store)).runs()
+    assert verify(run).whole
+    row.times, row.rows_lost = 1, 240 - sum(receipt.n_rows for receipt in run.receipts())
+    assert row.harmless, row

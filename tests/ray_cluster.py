@@ -1,0 +1,104 @@
+"""A real Ray cluster of several nodes on this machine, whose workers and nodes can be killed."""
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+WORKER = "ray::ShardWorker"
+
+
+class RayCluster:
+    """A head that computes nothing, and nodes that come and go. This process does not connect to it."""
+
+    def __init__(self, cluster: Any, environment: dict[str, str]) -> None:
+        self._cluster = cluster
+        self.environment = environment
+        """What a process needs to join it."""
+        self.nodes: list[Any] = []
+        """Nodes that were added and not killed."""
+
+    @property
+    def address(self) -> str:
+        """To be given as --address."""
+        return str(self._cluster.address)
+
+    @property
+    def logs(self) -> Path:
+        """Where its processes write their logs."""
+        return Path(self._cluster.head_node.get_logs_dir_path())
+
+    def add_node(self, n_cpus: int = 1) -> None:
+        """One more node."""
+        self.nodes.append(self._cluster.add_node(num_cpus=n_cpus, wait=False))
+
+    def kill_node(self, index: int) -> None:
+        """SIGKILL a node's raylet: its workers find out by themselves."""
+        node = self.nodes.pop(index)
+        (raylet,) = node.all_processes["raylet"]
+        raylet.process.kill()
+        self._killed.append(node)
+
+    def worker_log(self) -> Iterator[dict[str, Any]]:
+        """What workers logged, in no order."""
+        for path in self.logs.glob("worker-*.err"):
+            for line in path.read_text(errors="replace").splitlines():
+                with contextlib.suppress(ValueError):
+                    entry = json.loads(line)
+                    if isinstance(entry, dict) and entry.get("name") == "affectome.worker":
+                        yield entry
+
+    _killed: list[Any]
+
+
+@contextlib.contextmanager
+def ray_cluster(n_nodes: int, n_cpus: int = 1) -> Iterator[RayCluster]:
+    """A cluster on the loopback interface with token authentication."""
+    environment = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        found = RayCluster(cluster, environment)
+        found._killed = []
+        try:
+            for _ in range(n_nodes):
+                found.add_node(n_cpus)
+            cluster.wait_for_nodes()
+            yield found
+        finally:
+            for node in [*found.nodes, *found._killed, cluster.head_node]:
+                node.kill_all_processes(check_alive=False, allow_graceful=False)
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def worker_pids() -> list[int]:
+    """Processes that compute shards, of any Ray on this machine that belongs to this user."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            if (entry / "cmdline").read_bytes().startswith(WORKER.encode()):
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def kill(pids: Sequence[int], number: int = signal.SIGKILL) -> None:
+    """Send a signal to processes, some of which may be gone."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
