@@ -8,7 +8,7 @@ At each offset three readers are scored on utterances they were not fitted on: `
 emotion there in any linear form?); `offset-0`, fitted at the utterance's last token (is it there in the same form?),
 with states standardised at each offset; and `shuffled`, refit on shuffled labels (what does nothing score?).
 
-Shape suffixes: N utterances, O offsets, K emotions, D width, S resamples.
+Shape suffixes: R readers, N utterances, O offsets, K emotions, D width, S resamples.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
 from analyze.examples import FEWEST_SITUATIONS, SEED, Examples, folds, labelled_examples
-from analyze.probes import fitting_pool, make_classifier, read_probabilities
+from analyze.mapping import Mapper, ignore, in_threads
+from analyze.probes import make_classifier, read_probabilities
 from analyze.query import Run
 from analyze.scores import Interval, score
 from extract.corpus import Corpus
@@ -134,7 +135,12 @@ def continued_request(run: Run, layer: int, passage: str, per_label: int, offset
 
 
 def measure_persistence(
-    run: Run, continued: Run, layer: int, kind: str = "linear", on_offset: Callable[[int], None] = lambda _: None
+    run: Run,
+    continued: Run,
+    layer: int,
+    kind: str = "linear",
+    on_offset: Callable[[int], None] = ignore,
+    mapper: Mapper = in_threads,
 ) -> PersistenceResult:
     """Score probes along the continuation.
 
@@ -142,6 +148,7 @@ def measure_persistence(
         run: the run whose utterances were continued, for the record.
         continued: a run made from `continued_request`.
         on_offset: called with the number of offsets done, as they are done.
+        mapper: where offsets are done; the numbers are the same everywhere.
 
     Raises:
         ValueError: the continued run is not complete or has too few examples of a label.
@@ -153,7 +160,7 @@ def measure_persistence(
     examples = labelled_examples(continued)
     truth_N = examples.truth
     hidden_NOD = continued.hidden_rows("resid.offset", layer, examples.rows)
-    probability = _out_of_fold(hidden_NOD, truth_N, examples.groups, kind, on_offset)
+    probability = _out_of_fold(hidden_NOD, truth_N, examples.groups, kind, on_offset, mapper)
     curves = [curve for reader in READERS for curve in _curves(reader, probability[reader], examples, offsets)]
     return PersistenceResult(
         run_id=run.run_id,
@@ -202,10 +209,10 @@ def _out_of_fold(
     groups_N: NDArray[np.int64],
     kind: str,
     on_offset: Callable[[int], None],
+    mapper: Mapper,
 ) -> dict[str, NDArray[np.float64]]:
     """Class probabilities (N, O, K) of each reader, every utterance read by probes of the folds it is not in."""
     n_utterances, n_offsets, _ = hidden_NOD.shape
-    result = {reader: np.empty((n_utterances, n_offsets, int(truth_N.max()) + 1)) for reader in READERS}
     splits = folds(truth_N, groups_N, _N_FOLDS)
     n_emotions = int(truth_N.max()) + 1
 
@@ -217,19 +224,19 @@ def _out_of_fold(
     def fit(index: int, fold: int, labels_N: NDArray[np.int64]) -> Any:
         return make_classifier(kind).fit(standardised(index, fold)[0], labels_N[splits[fold][0]])
 
-    def read(index: int) -> None:
+    def read(index: int) -> NDArray[np.float64]:
+        probability_RNK = np.empty((len(READERS), n_utterances, n_emotions))
         shuffled_N = np.random.default_rng((SEED, index)).permutation(truth_N)  # else every offset's control errs alike
         for fold, (_, test) in enumerate(splits):
             held_out = standardised(index, fold)[1]
             probes = (fit(index, fold, truth_N), at_zero[fold], fit(index, fold, shuffled_N))
-            for reader, probe in zip(READERS, probes, strict=True):
-                result[reader][test, index] = read_probabilities(probe, held_out, n_emotions)
-        on_offset(1)
+            for reader, probe in enumerate(probes):
+                probability_RNK[reader, test] = read_probabilities(probe, held_out, n_emotions)
+        return probability_RNK
 
-    with fitting_pool() as pool:
-        at_zero = list(pool.map(lambda fold: fit(0, fold, truth_N), range(len(splits))))  # the grid starts at offset 0
-        list(pool.map(read, range(n_offsets)))
-    return result
+    at_zero = mapper(lambda fold: fit(0, fold, truth_N), range(len(splits)))  # the grid starts at offset 0
+    probability_RNOK = np.stack(mapper(read, range(n_offsets), on_offset), axis=2)
+    return dict(zip(READERS, probability_RNOK, strict=True))
 
 
 def _curves(

@@ -7,10 +7,7 @@ is not the luckiest of many. A control is fitted to shuffled labels: what it sco
 nothing.
 """
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +17,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
 
 from analyze.examples import SEED, Examples, Split, folds, labelled_examples, split_examples
+from analyze.mapping import Mapper, ignore, in_threads
 from analyze.query import Run
 from analyze.scores import Scores, score
 
@@ -111,12 +108,14 @@ def probe_layers(
     site: str,
     layers: Sequence[int],
     kind: str = "linear",
-    on_layer: Callable[[int], None] = lambda _: None,
+    on_layer: Callable[[int], None] = ignore,
+    mapper: Mapper = in_threads,
 ) -> ProbeResult:
     """Fit and score a probe on each layer.
 
     Args:
         on_layer: called with the number of layers done, as they are done.
+        mapper: where layers are done; the numbers are the same everywhere.
 
     Raises:
         ValueError: the run is not complete, has no usable labels, or lacks the site or a layer.
@@ -127,12 +126,9 @@ def probe_layers(
     split = split_examples(examples)
 
     def probe(layer: int) -> LayerScores:
-        scores = _probe_layer(run.hidden_rows(site, layer, examples.rows), layer, examples, split, kind)
-        on_layer(1)
-        return scores
+        return _probe_layer(run.hidden_rows(site, layer, examples.rows), layer, examples, split, kind)
 
-    with fitting_pool() as pool:
-        scores = list(pool.map(probe, layers))
+    scores = mapper(probe, layers, on_layer)
     _, counts = np.unique(examples.labels[~split.test], return_counts=True)
     commonest = examples.classes[int(np.argmax(counts))]
     return ProbeResult(
@@ -150,16 +146,6 @@ def probe_layers(
         layers=tuple(scores),
         best_layer=max(scores, key=lambda entry: (entry.selection_accuracy, -entry.layer)).layer,
     )
-
-
-@contextmanager
-def fitting_pool() -> Iterator[ThreadPoolExecutor]:
-    """Threads to fit probes in, each with a single-threaded BLAS.
-
-    Fits this small run twice as fast on one thread as on two, and one thread gives the same bits on any number of cores.
-    """
-    with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield pool
 
 
 def read_probabilities(probe: Any, hidden_ND: NDArray[Any], n_classes: int) -> NDArray[np.float64]:

@@ -130,7 +130,7 @@ def main() -> None:
             console.print(line)
 
 
-def create(root: Path, n_rows: int) -> StoredRun:
+def create(root: Path, n_rows: int, rows_a_shard: int | None = None) -> StoredRun:
     """A run without shards, as an extraction of that many utterances creates it."""
     identity = Identity(
         "sha256:0", "0", "{{ text }}", "", "0", (SITE,), (), tuple(range(LAYERS)), "bfloat16", "bfloat16", "sdpa", False
@@ -141,7 +141,7 @@ def create(root: Path, n_rows: int) -> StoredRun:
         n_rows=n_rows,
         n_layers=LAYERS - 1,
         width=WIDTH,
-        rows_per_shard=rows_per_shard(n_rows, LAYERS * WIDTH * 2),
+        rows_per_shard=rows_a_shard or rows_per_shard(n_rows, LAYERS * WIDTH * 2),
         token_budget=4096,
         compression="none",
         tables=(),

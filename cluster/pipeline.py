@@ -15,19 +15,21 @@ from analyze.report.findings import headline_probe
 from cluster.console import note, progress
 from cluster.execution import Execution
 from cluster.launch import extract
+from cluster.mapping import mapper_of
 from extract.corpus import read_passages
 from extract.objects import LocalObjects
 from extract.sites import Site
 
 
-def probe(run: Run, site: str, layers: Sequence[int], kind: str) -> ProbeResult:
+def probe(run: Run, site: str, layers: Sequence[int], kind: str, execution: Execution | None = None) -> ProbeResult:
     """Probe layers and keep the result; a result of the same layers that was kept before is used again."""
     for kept in results.probes(run):
         if (kept.site, kept.kind, [entry.layer for entry in kept.layers]) == (site, kind, list(layers)):
             note(f"probes of {site} were kept with run {run.run_id}")
             return kept
-    with progress(f"probing {site}", len(layers), "layers") as advance:
-        result = probe_layers(run, site, layers, kind, advance)
+    make_classifier(kind)  # an unknown kind is refused before Ray is started
+    with mapper_of(execution) as mapper, progress(f"probing {site}", len(layers), "layers") as advance:
+        result = probe_layers(run, site, layers, kind, advance, mapper)
     results.save(run, result)
     return result
 
@@ -43,8 +45,8 @@ def persistence(
         if (kept.continued_run_id, kept.layer, kept.kind) == (continued.run_id, layer, kind):
             note(f"persistence at layer {layer} was kept with run {run.run_id}")
             return kept
-    with progress("probing along the continuation", len(OFFSETS), "offsets") as advance:
-        result = measure_persistence(run, continued, layer, kind, advance)
+    with mapper_of(execution) as mapper, progress("probing along the continuation", len(OFFSETS), "offsets") as advance:
+        result = measure_persistence(run, continued, layer, kind, advance, mapper)
     results.save(run, result)
     return result
 

@@ -112,10 +112,11 @@ class RayPool:
 
 
 def _why_it_died(error: BaseException) -> str:
+    """Ray's long text in a few words. It mentions lack of memory as a possibility for every death, so only its own kill counts."""
     text = str(error)
-    if "memory" in text and re.search(r"OOM|out of memory|running low on memory|memory pressure", text):
-        return "its worker was killed for lack of memory"
-    if "exit_detail" in text or "connection error code" in text or "SIGKILL" in text:
+    if re.search(r"running low on memory|memory pressure|memory monitor", text):
+        return "its worker was killed because its node ran low on memory"
+    if "Worker exit type" in text:
         return "its worker died: killed from outside, out of memory, or crashed"
     return f"its worker died: {_first_line(text)}"
 

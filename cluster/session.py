@@ -6,6 +6,8 @@ token of its operator. Ray reads both settings when it is imported, which is why
 """
 
 import contextlib
+import io
+import logging
 import os
 import secrets
 import sys
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.execution import Demand, Execution, demand_here, demand_of
+
+log = logging.getLogger("affectome.ray")
 
 _OBJECT_STORE_BYTES = 128 << 20  # receipts and one corpus; Ray would take a third of the machine
 _MODE, _TOKEN, _TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
@@ -30,7 +34,7 @@ def connected(execution: Execution) -> Iterator[tuple[Demand, int | None]]:
     Raises:
         ValueError: there is no Ray at the address, its token is missing or wrong, or it has no room for what was asked.
     """
-    with _environment(execution.address):
+    with _environment(execution.address), contextlib.redirect_stdout(_ToLog()):
         import ray
 
         if ray.is_initialized():  # a notebook's own, or a test's: whoever made it ends it
@@ -40,6 +44,15 @@ def connected(execution: Execution) -> Iterator[tuple[Demand, int | None]]:
             yield _connect(ray, execution)
         finally:
             ray.shutdown()
+
+
+class _ToLog(io.TextIOBase):
+    """What Ray prints on standard output, pages for each node that dies, which must not get between a command and its pipe."""
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            log.info("ray", extra={"text": text.strip()})
+        return len(text)
 
 
 def visible_gpus() -> int:

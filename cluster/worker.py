@@ -15,7 +15,7 @@ from extract.engine import default_device, engine
 from extract.models import model_of
 from extract.request import Request
 from extract.run import plan_run
-from extract.shard import ShardTask, begin, extract_shard
+from extract.shard import Found, ShardTask, begin, extract_shard
 from extract.store import Store
 
 _LIMIT_TOKENS = (1024,)  # a rough limit: measuring a finer one would take longer than loading the model
@@ -81,6 +81,9 @@ class ShardWorker:
         try:
             with self._computing:
                 work = begin(task)
+            if isinstance(work, Found):
+                log.info("found done", extra=where)
+                return work.receipt
             receipt = work.commit() or extract_shard(task)
         except Exception as error:
             log.exception("failed", extra={**where, "reason": str(error)})

@@ -174,7 +174,7 @@ class Launch:
         return self._said.launch
 
     def __enter__(self) -> "Launch":
-        self._announce()
+        self.announce()
         self._thread.start()
         return self
 
@@ -185,7 +185,7 @@ class Launch:
             self._clear_up()
         else:
             self.say(state="incomplete" if kind is None else "stopped", workers=())
-            self._announce()
+            self.announce()
 
     def say(
         self,
@@ -226,9 +226,10 @@ class Launch:
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
-            self._announce()
+            self.announce()
 
-    def _announce(self) -> None:
+    def announce(self) -> None:
+        """Write the announcement now."""
         with self._lock:
             document = seal(_ANNOUNCEMENT, self._said)
         with contextlib.suppress(OSError):  # a full disk is told by the shard that does not fit, not by a hint

@@ -52,6 +52,11 @@ class RayCluster:
                     if isinstance(entry, dict) and entry.get("name") == "affectome.worker":
                         yield entry
 
+    def n_computed(self) -> int:
+        """How many shards workers began to compute so far, which nobody had done yet."""
+        events = [entry["event"] for entry in self.worker_log()]
+        return events.count("begins") - events.count("found done")
+
     _killed: list[Any]
 
 

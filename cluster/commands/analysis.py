@@ -6,8 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.commands.options import JsonOption, KindOption, LayersOption, RunArgument, StoreArgument
+from cluster.commands.options import (
+    AddressOption,
+    JsonOption,
+    KindOption,
+    LayersOption,
+    RunArgument,
+    StoreArgument,
+    WorkersOption,
+)
 from cluster.console import Row, note, print_json, print_rows
+from cluster.execution import Execution
 from extract.sites import parse_layers
 
 if TYPE_CHECKING:  # what computes is imported by the commands that compute: it takes seconds to load
@@ -26,6 +35,8 @@ def probe(
     site: Annotated[str, typer.Option(help="Where to read, such as resid.last.")] = "resid.last",
     layers: LayersOption = "all",
     kind: KindOption = "linear",
+    workers: WorkersOption = None,
+    address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fit a probe on each layer and score it on the test split."""
@@ -34,7 +45,7 @@ def probe(
 
     opened = open_store(store).run(run)
     chosen = opened.layers_of(site) if layers == "all" else parse_layers(layers, opened.manifest.n_layers)
-    result = pipeline.probe(opened, site, chosen, kind)
+    result = pipeline.probe(opened, site, chosen, kind, Execution(workers, address))
     _tell_left_out(result)
     if as_json:
         print_json(asdict(result))
@@ -49,6 +60,8 @@ def persistence(
     passage: Annotated[str, typer.Option(help="Which built-in neutral passage to continue with.")] = DEFAULT_PASSAGE,
     per_label: Annotated[int, typer.Option(min=5, help="Most utterances of each label.")] = DEFAULT_PER_LABEL,
     kind: KindOption = "linear",
+    workers: WorkersOption = None,
+    address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Force the same neutral continuation after every utterance and probe along it."""
@@ -56,8 +69,9 @@ def persistence(
     from cluster import pipeline
 
     opened = open_store(store).run(run)
-    chosen = layer if layer is not None else best_last_layer(opened, kind)
-    result = pipeline.persistence(opened, chosen, passage, per_label, kind, store)
+    execution = Execution(workers, address)
+    chosen = layer if layer is not None else best_last_layer(opened, kind, execution)
+    result = pipeline.persistence(opened, chosen, passage, per_label, kind, store, execution)
     if as_json:
         print_json(asdict(result))
     else:
@@ -79,11 +93,11 @@ def report(
     typer.echo(pipeline.report(opened, out or pipeline.report_directory(opened)))
 
 
-def best_last_layer(run: "Run", kind: str) -> int:
+def best_last_layer(run: "Run", kind: str, execution: Execution) -> int:
     """The best layer for `resid.last`, from probes kept with the run or made now."""
     from cluster import pipeline
 
-    return pipeline.probe(run, "resid.last", run.layers_of("resid.last"), kind).best_layer
+    return pipeline.probe(run, "resid.last", run.layers_of("resid.last"), kind, execution).best_layer
 
 
 def print_probe(result: "ProbeResult") -> None:

@@ -1,5 +1,6 @@
-"""affectome corpus check, affectome corpus show."""
+"""affectome corpus check, affectome corpus synth, affectome corpus show."""
 
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -9,8 +10,9 @@ import typer
 from cluster.commands.options import JsonOption
 from cluster.console import Row, note, print_json, print_rows
 from extract.corpus import Corpus, read_corpus
+from extract.synth import SYNTHETIC, write_corpus
 
-corpora = typer.Typer(no_args_is_help=True, help="Validate and look at corpora.")
+corpora = typer.Typer(no_args_is_help=True, help="Validate, generate and look at corpora.")
 
 CorpusArgument = Annotated[str, typer.Argument(metavar="FILE", help="Parquet, JSONL or CSV, or 'builtin'.")]
 
@@ -18,15 +20,18 @@ CorpusArgument = Annotated[str, typer.Argument(metavar="FILE", help="Parquet, JS
 @corpora.command("check")
 def check(source: CorpusArgument, as_json: JsonOption = False) -> None:
     """Validate a corpus and count what it holds, label by label."""
-    corpus = read_corpus(source)
-    repeated = corpus.n_rows - len(pc.unique(corpus.table["text"]))
-    if as_json:
-        counts = {"corpus": source, "utterances": corpus.n_rows, "digest": corpus.digest, "repeated_texts": repeated}
-        print_json(counts | {"labels": _summary(corpus)})
-        return
-    print_rows(f"{source}: {corpus.n_rows:,} utterances, digest {corpus.digest[:16]}", _summary(corpus), as_json=False)
-    if repeated:
-        note(f"{repeated:,} texts repeat an earlier one; a repeat on both sides of a split flatters a probe")
+    _describe(read_corpus(source), as_json)
+
+
+@corpora.command("synth")
+def synth(
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Parquet file to write; it must not exist yet.")],
+    n: Annotated[int, typer.Option("--n", help="How many utterances.")] = 400_000,
+    seed: Annotated[int, typer.Option(help="Which corpus: the same seed gives the same texts on any machine.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a corpus of synthetic utterances, all distinct, for load and scale tests."""
+    _describe(Corpus(str(out), write_corpus(n, seed, out)), as_json)
 
 
 @corpora.command("show")
@@ -48,6 +53,26 @@ def show(
     print_rows(
         source, [{key: _plain(value) for key, value in row.items()} for row in table.slice(0, rows).to_pylist()], as_json
     )
+
+
+def _describe(corpus: Corpus, as_json: bool) -> None:
+    repeated = corpus.n_rows - len(pc.unique(corpus.table["text"]))
+    synthetic = _count_synthetic(corpus)
+    if as_json:
+        counts = {"corpus": corpus.name, "utterances": corpus.n_rows, "digest": corpus.digest, "repeated_texts": repeated}
+        print_json(counts | {"synthetic_texts": synthetic, "labels": _summary(corpus)})
+        return
+    print_rows(f"{corpus.name}: {corpus.n_rows:,} utterances, digest {corpus.digest[:16]}", _summary(corpus), as_json=False)
+    if repeated:
+        note(f"{repeated:,} texts repeat an earlier one; a repeat on both sides of a split flatters a probe")
+    if synthetic:
+        note(f"{synthetic:,} texts are synthetic, written by a grammar: fit for load tests, and no evidence about emotion")
+
+
+def _count_synthetic(corpus: Corpus) -> int:
+    if "source" not in corpus.table.column_names:
+        return 0
+    return sum(source == SYNTHETIC for source in corpus.table["source"].to_pylist())
 
 
 def _summary(corpus: Corpus) -> list[Row]:

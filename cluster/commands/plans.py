@@ -11,9 +11,11 @@ from cluster.commands.options import AddressOption, CpusOption, GpusOption, Json
 from cluster.console import Row, note, print_rows, stopping_on_sigterm
 
 if TYPE_CHECKING:  # what computes is imported by the commands that compute: it takes seconds to load
+    from cluster.execution import Execution
     from cluster.plans.difference import Gap
     from cluster.plans.models import PassedOver
     from cluster.plans.refresh import Outcome
+    from cluster.plans.schema import PlanFile
 
 PlanArgument = Annotated[
     Path, typer.Argument(metavar="PLAN", help="The plan, a YAML file (docs/plans.md).", show_default=False)
@@ -32,28 +34,37 @@ def refresh(
 ) -> None:
     """Find what a store lacks of a plan, do it, and compare what is new with what was there."""
     from cluster.execution import Execution
-    from cluster.plans.lock import held, state_file
-    from cluster.plans.refresh import carry_out, look, store_identity
+    from cluster.plans.lock import held, refresh_lock
     from cluster.plans.schema import read_plan
 
     wanted, execution = read_plan(plan), Execution(workers, address, gpus_per_worker, cpus_per_worker)
-    title = f"{plan} and {wanted.store}"
     if dry_run:
-        outlook = look(wanted)
-        print_rows(title, [*map(_gap_row, outlook.gaps), *map(_left_out_row, outlook.left_out)], as_json)
-        unable = [_named(gap, gap.problem) for gap in outlook.gaps if gap.problem is not None]
-        _fail_with([*map(str, outlook.failed), *unable])
+        _show(plan, wanted, as_json)
         return
-    store = store_identity(wanted)
     waiting = (lambda holder: note(f"{holder}; waiting for its end")) if wait else None
-    with stopping_on_sigterm(), held(state_file(store, "refresh.lock"), f"{store} is being refreshed", waiting):
-        outlook = look(wanted)
-        n_open = sum(bool(gap.steps) for gap in outlook.gaps)
-        note(f"{n_open:,} of {len(outlook.gaps):,} runs that {plan} wants have something to do")
-        outcomes = carry_out(outlook, wanted, execution)
-    print_rows(title, [*map(_outcome_row, outcomes), *map(_left_out_row, outlook.left_out)], as_json)
-    unable = [_named(outcome.gap, outcome.failure) for outcome in outcomes if outcome.failure is not None]
-    _fail_with([*map(str, outlook.failed), *unable])
+    with stopping_on_sigterm(), held(refresh_lock(wanted.store), f"{wanted.store} is being refreshed", waiting):
+        _carry_out(plan, wanted, execution, as_json)
+
+
+def _show(plan: Path, wanted: "PlanFile", as_json: bool) -> None:
+    from cluster.plans.refresh import look
+
+    outlook = look(wanted)
+    rows = [*map(_gap_row, outlook.gaps), *(_left_out_row("to_do", left) for left in outlook.left_out)]
+    print_rows(f"{plan} and {wanted.store}", rows, as_json)
+    _fail_with([*map(str, outlook.failed), *(_named(gap, gap.problem) for gap in outlook.gaps if gap.problem)])
+
+
+def _carry_out(plan: Path, wanted: "PlanFile", execution: "Execution", as_json: bool) -> None:
+    from cluster.plans.refresh import carry_out, look
+
+    outlook = look(wanted)
+    n_open = sum(bool(gap.steps) for gap in outlook.gaps)
+    note(f"{n_open:,} of {len(outlook.gaps):,} runs that {plan} wants have something to do")
+    outcomes = carry_out(outlook, wanted, execution)
+    rows = [*map(_outcome_row, outcomes), *(_left_out_row("done", left) for left in outlook.left_out)]
+    print_rows(f"{plan} and {wanted.store}", rows, as_json)
+    _fail_with([*map(str, outlook.failed), *(_named(each.gap, each.failure) for each in outcomes if each.failure)])
 
 
 def schedule(
@@ -80,42 +91,42 @@ def schedule(
 
 def _gap_row(gap: "Gap") -> Row:
     return {
-        "model": gap.target.model.title,
-        "revision": gap.target.model.revision,
-        "corpus": str(gap.target.corpus),
-        "template": str(gap.target.template),
-        "run": gap.run.run_id if gap.run else None,
+        **_target_row(gap, gap.run.run_id if gap.run else None),
         "to_do": [str(step) for step in gap.steps],
         "why": gap.reason,
     }
 
 
 def _outcome_row(outcome: "Outcome") -> Row:
-    gap = outcome.gap
-    done = [] if outcome.failure else [str(step) for step in gap.steps if step != "compare"]
+    steps = [] if outcome.failure else [str(step) for step in outcome.gap.steps if step != "compare"]
     return {
-        **_gap_row(gap),
-        "run": outcome.run_id,
-        "done": done + (["compare"] if outcome.page else []),
+        **_target_row(outcome.gap, outcome.run_id),
+        "done": steps + (["compare"] if outcome.page else []),
+        "why": outcome.failure or outcome.gap.reason,
         "failed": outcome.failure is not None,
         "comparison": outcome.page,
         "seconds": round(outcome.seconds, 1),
     }
 
 
-def _left_out_row(left: "PassedOver") -> Row:
+def _target_row(gap: "Gap", run_id: str | None) -> Row:
+    target = gap.target
     return {
-        "model": left.name,
-        "revision": None,
-        "corpus": None,
-        "template": None,
-        "run": None,
-        "to_do": ["leave out"],
-        "why": left.reason,
+        "model": target.model.title,
+        "revision": target.model.revision,
+        "corpus": str(target.corpus),
+        "template": str(target.template),
+        "run": run_id,
     }
 
 
-def _named(gap: "Gap", problem: str | None) -> str:
+def _left_out_row(column: str, left: "PassedOver") -> Row:
+    """A row of the same table, as far as it has anything to say; `column` is what says what is done."""
+    nothing = dict.fromkeys(("revision", "corpus", "template", "run"))
+    return {"model": left.name, **nothing, column: ["leave out"], "why": left.reason}
+
+
+def _named(gap: "Gap", problem: str) -> str:
     return f"{gap.target.model.name}, {gap.target.corpus}, {gap.target.template}: {problem}"
 
 

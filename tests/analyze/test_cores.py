@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from analyze.probes import KINDS, fitting_pool, make_probe, probe_layers, read_probabilities
+from analyze.mapping import in_threads
+from analyze.probes import KINDS, make_probe, probe_layers, read_probabilities
 from analyze.query import Run
 from tests.analyze.conftest import Plant
 
@@ -46,9 +47,7 @@ def bits(run: Run) -> str:
         probability = read_probabilities(make_probe(kind).fit(hidden, truth), hidden, N_LABELS)
         return f"{kind} {hashlib.sha256(probability.tobytes()).hexdigest()}"
 
-    with fitting_pool() as pool:
-        digests = list(pool.map(digest, KINDS))
-    return "\n".join([*digests, *(repr(probe_layers(run, "resid.last", run.layers, kind)) for kind in KINDS)])
+    return "\n".join([*in_threads(digest, KINDS), *(repr(probe_layers(run, "resid.last", run.layers, kind)) for kind in KINDS)])
 
 
 def test_one_core_and_all_cores_give_the_same_bits(plant: Plant) -> None:

@@ -1,0 +1,57 @@
+"""Do one thing to many as Ray tasks: the same function that analyze.mapping runs in threads, so the same bits."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from threadpoolctl import threadpool_limits
+
+from analyze.mapping import Item, Mapper, Result, ignore, in_threads
+from cluster.execution import Demand, Execution
+from cluster.session import connected
+
+_MOST_RETRIES = 3  # a task has no effect but its answer, so Ray may repeat it after a node's death
+
+
+@contextlib.contextmanager
+def mapper_of(execution: Execution | None) -> Iterator[Mapper]:
+    """Where an execution does analyses: in threads here, or on Ray.
+
+    Raises:
+        ValueError: as from cluster.session.connected.
+    """
+    if execution is None or not execution.distributed:
+        yield in_threads
+        return
+    with connected(execution) as (demand, _):
+        yield _RayTasks(demand)
+
+
+class _RayTasks:
+    """A mapper; each item is a task that takes the CPUs of a worker."""
+
+    def __init__(self, demand: Demand) -> None:
+        self._demand = demand
+
+    def __call__(
+        self, function: Callable[[Item], Result], items: Sequence[Item], on_done: Callable[[int], None] = ignore
+    ) -> list[Result]:
+        import ray
+        from ray.exceptions import RayTaskError
+
+        task = ray.remote(_call).options(num_cpus=self._demand.cpus, max_retries=_MOST_RETRIES)
+        shared = ray.put(function)  # once, with whatever arrays it refers to
+        waiting = references = [task.remote(shared, item) for item in items]
+        try:
+            while waiting:
+                done, waiting = ray.wait(waiting)
+                ray.get(done)  # an error ends it at once
+                on_done(len(done))
+            return list(ray.get(references))
+        except RayTaskError as error:
+            raise error.cause from error
+
+
+def _call(function: Callable[[Any], Any], item: Any) -> Any:
+    with threadpool_limits(1):
+        return function(item)

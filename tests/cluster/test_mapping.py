@@ -1,0 +1,59 @@
+"""Analyses as Ray tasks: the numbers of one process, bit for bit."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from analyze.mapping import Mapper, in_threads
+from analyze.persistence import measure_persistence
+from analyze.probes import KINDS, probe_layers
+from cluster.execution import Execution
+from cluster.mapping import mapper_of
+from tests.analyze.conftest import Plant, plant
+from tests.analyze.test_persistence import planted_run
+
+__all__ = ["plant"]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("default"),  # Ray leaves sockets open at its end
+]
+
+
+@pytest.fixture(scope="module")
+def on_ray() -> Iterator[Mapper]:
+    """Two workers on a Ray that is started for this file."""
+    with mapper_of(Execution(workers=2, cpus_per_worker=1)) as mapper:
+        assert mapper is not in_threads
+        yield mapper
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_probes_of_all_layers_are_the_same_bits(plant: Plant, on_ray: Mapper, kind: str) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.arange(300) % 3)
+    hidden = rng.standard_normal((4, 300, 24)) + np.arange(4)[:, None, None] * np.eye(3, 24)[labels]
+    run = plant(hidden.astype(np.float32), {"label": [str(label) for label in labels]})
+    done: list[int] = []
+    found = probe_layers(run, "resid.last", run.layers, kind, done.append, on_ray)
+    assert found == probe_layers(run, "resid.last", run.layers, kind)
+    assert sum(done) == 4
+
+
+def test_persistence_is_the_same_bits(plant: Plant, on_ray: Mapper) -> None:
+    run = planted_run(plant, 1, rotates=True)
+    assert measure_persistence(run, run, 0, mapper=on_ray) == measure_persistence(run, run, 0)
+
+
+def test_what_a_task_raises_is_raised_here(on_ray: Mapper) -> None:
+    def refuse(item: int) -> int:
+        raise ValueError(f"no {item}")
+
+    with pytest.raises(ValueError, match="no 1"):
+        on_ray(refuse, [1])
+
+
+def test_results_come_in_the_order_of_the_items(on_ray: Mapper) -> None:
+    items = list(range(40))
+    assert on_ray(lambda item: item * item, items) == in_threads(lambda item: item * item, items)
