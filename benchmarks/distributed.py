@@ -18,6 +18,8 @@ import os
 import random
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from concurrent.futures import Future
@@ -31,7 +33,7 @@ from rich.console import Console
 from store import create
 
 from cluster.driver import drive
-from cluster.events import Event, ShardDone, WorkerFacts
+from cluster.events import Event, WorkerFacts, WorkerJoined
 from cluster.execution import Execution
 from cluster.pool import Hired, Kind, RayPool
 from cluster.session import connected
@@ -43,9 +45,9 @@ from extract.request import Request
 from extract.store import Store
 
 LAYERS, SITES = 31, ("resid.last", "resid.mean")
-ROWS, ROWS_PER_SHARD = 400_000, 100
-SECONDS_A_SHARD = 6.0
-"""What an H100 takes for 100 few-shot prompts of 1,500 tokens through a model of 8 billion parameters at 40% of its peak."""
+ROWS, ROWS_PER_SHARD = 400_000, 200
+SECONDS_A_SHARD = 12.0
+"""What an H100 takes for 200 few-shot prompts of 1,500 tokens through a model of 8 billion parameters at 40% of its peak."""
 ACTORS = 4
 
 
@@ -57,7 +59,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=SECONDS_A_SHARD)
+    parser.add_argument(
+        "--only-driver", action="store_true", help="only the driver, in this process: its memory is then its own"
+    )
     arguments = parser.parse_args()
+    if arguments.only_driver:
+        print("\n".join(scaling(arguments.workers, arguments.seconds)))
+        return
     console = Console(highlight=False, width=128)
     console.print(f"{datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {processor()}, {os.cpu_count()} cores")
     console.print(
@@ -65,9 +73,16 @@ def main() -> None:
     )
     for line in overhead(read_corpus(arguments.corpus).head(arguments.rows), arguments.rounds):
         console.print(line)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process whose memory and time are the driver's alone
-        for line in pool.apply(scaling, (arguments.workers, arguments.seconds)):
-            console.print(line)
+    words = [
+        sys.executable,
+        __file__,
+        "--only-driver",
+        "--workers",
+        str(arguments.workers),
+        "--seconds",
+        str(arguments.seconds),
+    ]
+    console.print(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
 
 
 def overhead(corpus: Corpus, rounds: int) -> list[str]:
@@ -121,23 +136,41 @@ def scaling(n_workers: int, seconds: float) -> list[str]:
     with tempfile.TemporaryDirectory() as directory:
         run = create(Path(directory) / "store", ROWS, ROWS_PER_SHARD)
         before = _peak_mebibytes()
-        done: list[Event] = []
+        clock = _Clock(n_workers)
         with connected(Execution(workers=ACTORS, cpus_per_worker=1)), Launch(run) as launch:
             pool = SimulatedPool(n_workers, run.store_location, run.run_id, seconds)
             pool.wait_until_ready()
-            busy, began = time.process_time(), time.perf_counter()
-            outcome = drive(launch, pool, lambda event: done.append(event) if isinstance(event, ShardDone) else None)
-            busy, wall = time.process_time() - busy, time.perf_counter() - began
+            outcome = drive(launch, pool, clock)
+            busy, wall = clock.stop()
         receipts = Store.open(run.store_location).run(run.run_id).receipts()
     assert len(receipts) == run.n_shards, (len(receipts), run.n_shards)
     n_bytes = run.n_shards * _receipt_bytes(receipts[0])
     return [
         f"{n_workers:,} simulated workers, {run.n_shards:,} shards of {ROWS_PER_SHARD} rows, {LAYERS} layers, "
         f"{seconds:g} s a shard on average; {n_bytes / 2**20:.0f} MiB of receipts",
-        f"all rows in {wall:.1f} s, {run.n_shards / wall:,.0f} receipts/s; "
+        f"after the last had joined, {wall:.1f} s, {run.n_shards / wall:,.0f} receipts/s; "
         f"workers alone would take {run.n_shards * seconds / n_workers:.1f} s; repeated: {outcome.retries or 'nothing'}",
         f"driver: {busy / wall:.1%} of one processor, {_peak_mebibytes():,.0f} MiB of memory at most ({before:,.0f} before)",
     ]
+
+
+class _Clock:
+    """Starts when the last worker has joined: hiring is start-up."""
+
+    def __init__(self, n_workers: int) -> None:
+        self._n_awaited = n_workers
+        self._busy = self._wall = 0.0
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, WorkerJoined):
+            self._n_awaited -= 1
+            if not self._n_awaited:
+                self._busy, self._wall = time.process_time(), time.perf_counter()
+
+    def stop(self) -> tuple[float, float]:
+        """Seconds of a processor, and seconds."""
+        assert not self._n_awaited, "not every worker joined"
+        return time.process_time() - self._busy, time.perf_counter() - self._wall
 
 
 class SimulatedWorkers:

@@ -208,6 +208,7 @@ class _Driver:
 
     def _done(self, worker: _Worker, receipt: Receipt) -> None:
         present, shard = time.monotonic(), receipt.shard
+        self._launch.has(receipt)
         first = self._board.done(shard, worker.name, present)
         worker.n_shards += 1
         worker.n_rows += receipt.n_rows

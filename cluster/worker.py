@@ -18,7 +18,7 @@ from extract.run import plan_run
 from extract.shard import Found, ShardTask, begin, extract_shard
 from extract.store import Store
 
-_LIMIT_TOKENS = (1024,)  # a rough limit: measuring a finer one would take longer than loading the model
+_LIMIT_TOKENS = (1024, 2048)  # a rough limit: measuring a finer one would take longer than loading the model
 _VERSIONS = ("affectome", "torch", "transformers")
 
 log = logging.getLogger("affectome.worker")

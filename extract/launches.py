@@ -19,7 +19,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from extract.documents import Receipt, now, seal, unseal
+from extract.documents import Receipt, now
 from extract.store import StoredRun
 
 BEAT_SECONDS = 10.0
@@ -128,7 +128,7 @@ def announced(run: StoredRun) -> list[Announced]:
     found = []
     for entry in entries:
         with contextlib.suppress(FileNotFoundError, ValueError):  # it ended in this moment; or another version wrote it
-            found.append((unseal(_ANNOUNCEMENT, run.objects.read(entry.key)), entry.modified))
+            found.append((_ANNOUNCEMENT.validate_json(run.objects.read(entry.key)), entry.modified))
     present = _clock(run) if found else 0.0
     states = [Announced(said, max(0.0, present - modified)) for said, modified in found]
     return sorted(states, key=lambda state: (state.announcement.began, state.announcement.launch))
@@ -205,6 +205,11 @@ class Launch:
                 retries=self._said.retries if retries is None else dict(retries),
             )
 
+    def has(self, receipt: Receipt) -> None:
+        """Remember a shard of which the receipt is known, so that a survey need not read it."""
+        self._missing = self._missing - {receipt.shard}
+        self._logs[receipt.shard] = receipt.entry + 1
+
     def survey(self) -> Survey:
         """What is left of the run, and what of it others are computing.
 
@@ -231,7 +236,7 @@ class Launch:
     def announce(self) -> None:
         """Write the announcement now."""
         with self._lock:
-            document = seal(_ANNOUNCEMENT, self._said)
+            document = _ANNOUNCEMENT.dump_json(self._said)
         with contextlib.suppress(OSError):  # a full disk is told by the shard that does not fit, not by a hint
             self.run.objects.replace(self._key, document)
 

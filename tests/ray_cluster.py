@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 import signal
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,15 @@ class RayCluster:
                     if isinstance(entry, dict) and entry.get("name") == "affectome.worker":
                         yield entry
 
+    def metrics(self) -> str:
+        """What its head exports for Prometheus; empty before it does."""
+        url = f"http://127.0.0.1:{self._cluster.head_node.metrics_export_port}/metrics"
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            return ""
+
     def n_computed(self) -> int:
         """How many shards workers began to compute so far, which nobody had done yet."""
         events = [entry["event"] for entry in self.worker_log()]
@@ -67,6 +77,7 @@ def ray_cluster(n_nodes: int, n_cpus: int = 1) -> Iterator[RayCluster]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_metrics_report_interval_ms": "500",
     }
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)

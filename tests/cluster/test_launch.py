@@ -105,6 +105,27 @@ def test_a_running_cluster_is_joined_and_the_run_is_planned_there(
 
 
 @pytest.mark.slow
+def test_what_was_done_is_exported_for_prometheus(tiny_model: Model, tmp_path: Path, cluster: RayCluster) -> None:
+    words = command(tiny_model, tmp_path / "store", "--limit", "44", "--address", cluster.address)
+    done = subprocess.run(words, env=os.environ | cluster.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    tag, ended = f'run="{done.stdout.strip()}"', time.monotonic()
+    counts = {"rows": 44, "shards": 11}
+    while time.monotonic() - ended < 90:  # the exporter starts late and reports now and then
+        found = dict(line.rpartition(" ")[::2] for line in cluster.metrics().splitlines() if tag in line)
+        values = {name.partition("{")[0]: float(value) for name, value in found.items() if "_bucket" not in name}
+        if all(values.get(f"ray_affectome_{name}_total") == count for name, count in counts.items()):
+            break
+        time.sleep(0.5)
+    assert {name: values.get(f"ray_affectome_{name}_total") for name in counts} == counts
+    receipts = Store.open(str(tmp_path / "store")).run(done.stdout.strip()).receipts()
+    assert values["ray_affectome_bytes_total"] == sum(receipt.n_bytes for receipt in receipts)
+    assert values["ray_affectome_tokens_total"] == sum(receipt.n_computed for receipt in receipts)
+    for stage in ("write", "compute"):  # their sums are Ray's estimate from the buckets
+        assert values[f"ray_affectome_{stage}_seconds_count"] == 11
+
+
+@pytest.mark.slow
 def test_a_mistake_is_told_in_the_sentence_that_one_process_tells(
     tiny_model: Model, tmp_path: Path, cluster: RayCluster
 ) -> None:
