@@ -44,26 +44,36 @@ def open(location: str | Path) -> "Store":  # noqa: A001 - the name users expect
     return open_store(str(location))
 
 
-def extract(*, corpus: str, store: str, model: str = "smollm2-135m-instruct", **options: Any) -> "Run":
-    """Run a model over a corpus in this process, keep its hidden states, and return the run, finished.
+def extract(
+    *,
+    corpus: str,
+    store: str,
+    model: str = "smollm2-135m-instruct",
+    workers: int | None = None,
+    address: str | None = None,
+    **options: Any,
+) -> "Run":
+    """Run a model over a corpus, keep its hidden states, and return the run, finished.
 
     Args:
         corpus: `builtin`, or a path or URL of a Parquet, JSONL or CSV file.
-        store: the store's directory; made where there is nothing yet.
+        store: the store's directory or URL; made where there is nothing yet.
         model: name, directory or hub id.
+        workers: most workers, on a Ray that is started here; without it and `address`, this process computes.
+        address: a running Ray to compute on, such as `auto`.
         options: further fields of extract.request.Request, such as `sites`, `layers`, `template`, `system`, `truncate`.
 
     Raises:
         ValueError: something asked for cannot be; nothing was written.
+        RuntimeError: shards failed again and again; all others exist.
     """
     from analyze.query import Run
+    from cluster.execution import Execution
+    from cluster.launch import extract as extract_run
     from extract.corpus import read_corpus
     from extract.request import Request
-    from extract.run import extract_missing, plan_run
 
-    plan = plan_run(Request(model=model, corpus=read_corpus(corpus), **options), store)
-    extract_missing(plan)
-    return Run(plan.run)
+    return Run(extract_run(Request(model=model, corpus=read_corpus(corpus), **options), store, Execution(workers, address)))
 
 
 def analyze(run: "Run", *, site: str = "resid.last", kind: str = "linear") -> "ProbeResult":

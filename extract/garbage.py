@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from extract.documents import Receipt
 from extract.durable import is_unfinished
+from extract.launches import announced
 from extract.objects import Entry
 from extract.store import Store, StoredRun, attempt_prefix
 
@@ -70,6 +71,7 @@ def remove_leftovers(store: Store, leftovers: Sequence[Leftover], grace_minutes:
     """
     dead = [leftover for leftover in leftovers if leftover.minutes >= grace_minutes]
     at_work = {(leftover.run_id, leftover.shard) for leftover in leftovers if leftover.minutes < grace_minutes}
+    at_work |= {each for run_id in {leftover.run_id for leftover in dead} for each in _computing(store.run(run_id))}
     removed = []
     for (run_id, shard), group in itertools.groupby(dead, key=lambda leftover: (leftover.run_id, leftover.shard)):
         run = store.run(run_id)
@@ -79,6 +81,13 @@ def remove_leftovers(store: Store, leftovers: Sequence[Leftover], grace_minutes:
                 run.objects.remove(leftover.prefix)
                 removed.append(leftover)
     return removed
+
+
+def _computing(run: StoredRun) -> Iterator[tuple[str, int]]:
+    """Shards that living launches say they are computing, who have perhaps written nothing yet."""
+    for found in announced(run):
+        if found.alive:
+            yield from ((run.run_id, shard) for shard in found.announcement.in_flight)
 
 
 def _settled(run: StoredRun, shard: int, spare: bool) -> str | None:

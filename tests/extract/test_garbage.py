@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from analyze.query import open_store
-from extract.documents import Receipt
+from extract.documents import Receipt, now
 from extract.garbage import find_leftovers, remove_leftovers
+from extract.launches import Launch, WorkerState
 from extract.objects import LocalObjects
 from extract.store import Store, StoredRun, attempt_prefix, log_key
 from extract.verify import requeue, verify
@@ -224,3 +225,15 @@ def test_an_old_verdict_takes_back_nothing_that_was_committed_since(store: Store
         finish(run, shard)
     requeue(store, run, old)
     assert verify(run).whole
+
+
+def test_the_shard_that_a_launch_is_computing_keeps_its_place_in_the_log(store: Store, run: StoredRun) -> None:
+    abandoned = write_planted(run, 2, 0)  # an attempt that died, at the shard that the launch now computes
+    with Launch(run) as launch:
+        state = WorkerState(name="w0", host="h", device="cpu", state="busy", shards=(2,), since=now(), n_shards=0, n_rows=0)
+        launch.say(workers=(state,))
+        launch.announce()
+        assert collect(store, run) == []
+        finish(run, 2)
+    assert run.log_lengths()[2] == 1
+    assert collect(store, run) == [prefix(abandoned)]
