@@ -10,7 +10,10 @@ import io
 import logging
 import os
 import secrets
+import signal
+import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from cluster.execution import Demand, Execution, demand_here, demand_of
 log = logging.getLogger("affectome.ray")
 
 _OBJECT_STORE_BYTES = 128 << 20  # receipts and one corpus; Ray would take a third of the machine
+_REACH_SECONDS = 10.0
 _MODE, _TOKEN, _TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0 binds every port to 127.0.0.1, on Linux as well
 
@@ -41,7 +45,9 @@ def connected(execution: Execution) -> Iterator[tuple[Demand, int | None]]:
             yield demand_of(execution, [resources for _, resources in living_nodes()]), execution.workers
             return
         try:
-            yield _connect(ray, execution)
+            with _keeping_signals():
+                found = _connect(ray, execution)
+            yield found
         finally:
             ray.shutdown()
 
@@ -121,10 +127,41 @@ def _start(ray: Any, workers: int, demand: Demand) -> None:
 
 
 def _join(ray: Any, address: str) -> None:
+    _check_reachable(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error")
-    except Exception as error:  # ConnectionError, AuthenticationError, ValueError, RuntimeError: as Ray likes
-        raise ValueError(
-            f"cannot join the Ray at {address}: {str(error).strip().partition(chr(10))[0] or type(error).__name__}; "
-            f"check the address, that the cluster runs, and the token ({_TOKEN} or {_TOKEN_PATH})"
-        ) from error
+    except (Exception, SystemExit) as error:  # ConnectionError, AuthenticationError, RuntimeError, an exit: as Ray likes
+        if isinstance(error, SystemExit) and error.code != 1:  # a signal
+            raise
+        raise _cannot_join(address, str(error).strip().partition("\n")[0] or type(error).__name__) from error
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for minutes before it says that nobody is there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):  # `auto`, or something that Ray is to judge
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
+    except OSError as error:
+        raise _cannot_join(address, f"nobody answers there ({error.strerror or error})") from error
+
+
+def _cannot_join(address: str, why: str) -> ValueError:
+    return ValueError(
+        f"cannot join the Ray at {address}: {why}; "
+        f"check the address, that the cluster runs, and the token ({_TOKEN} or {_TOKEN_PATH})"
+    )
+
+
+@contextlib.contextmanager
+def _keeping_signals() -> Iterator[None]:
+    """Ray's own handler of SIGTERM ends a driver without a word (cluster.console.stopping_on_sigterm has one)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

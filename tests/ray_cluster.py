@@ -44,6 +44,11 @@ class RayCluster:
         raylet.process.kill()
         self._killed.append(node)
 
+    def worker_pids(self) -> list[int]:
+        """Processes of its living nodes that compute shards."""
+        raylets = {node.all_processes["raylet"][0].process.pid for node in self.nodes}
+        return [pid for pid in processes(WORKER) if parent(pid) in raylets]
+
     def worker_log(self) -> Iterator[dict[str, Any]]:
         """What workers logged, in no order."""
         for path in self.logs.glob("worker-*.err"):
@@ -103,18 +108,26 @@ def ray_cluster(n_nodes: int, n_cpus: int = 1) -> Iterator[RayCluster]:
                 os.environ[name] = value
 
 
-def worker_pids() -> list[int]:
-    """Processes that compute shards, of any Ray on this machine that belongs to this user."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            if (entry / "cmdline").read_bytes().startswith(WORKER.encode()):
-                found.append(int(entry.name))
-    return sorted(found)
-
-
 def kill(pids: Sequence[int], number: int = signal.SIGKILL) -> None:
     """Send a signal to processes, some of which may be gone."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
+
+
+def processes(name: str) -> list[int]:
+    """Processes of this machine whose command line begins so."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            if (entry / "cmdline").read_bytes().startswith(name.encode()):
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def parent(pid: int) -> int:
+    """The process that started a process; 0 where it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0

@@ -20,7 +20,7 @@ from extract.request import Request
 from extract.run import extract_missing, plan_run
 from extract.store import Store, StoredRun
 from tests.faults.around import compare, local_objects, read_around
-from tests.ray_cluster import RayCluster, kill, ray_cluster, worker_pids
+from tests.ray_cluster import WORKER, RayCluster, kill, processes, ray_cluster
 
 AFFECTOME = Path(sys.executable).with_name("affectome")
 ROWS, ROWS_PER_SHARD = 48, 4
@@ -173,10 +173,10 @@ def test_two_launches_at_once_share_the_shards(tiny_model: Model, alone: Path, t
 def test_a_killed_worker_is_replaced(tiny_model: Model, alone: Path, tmp_path: Path, cluster: RayCluster) -> None:
     store = tmp_path / "store"
     launch = start(command(tiny_model, store, "--address", cluster.address), cluster.environment)
-    while not worker_pids():
+    while not list(store.glob("runs/*/launches/*.json")) or not cluster.worker_pids():
         time.sleep(0.05)
         assert launch.poll() is None, launch.communicate()
-    kill(worker_pids())
+    kill(cluster.worker_pids())
     _, said = launch.communicate(timeout=120)
     assert launch.returncode == 0, said
     assert "left: its worker died" in said
@@ -224,10 +224,10 @@ def test_a_ray_started_here_listens_on_loopback_alone_and_refuses_who_lacks_its_
     tiny_model: Model, tmp_path: Path
 ) -> None:
     launch = start(command(tiny_model, tmp_path / "store", "--workers", "1"))
-    while not worker_pids():
+    while not (workers := set(processes(WORKER)) & descendants(launch.pid)):
         time.sleep(0.05)
         assert launch.poll() is None, launch.communicate()
-    (worker,) = worker_pids()[:1]
+    (worker,) = workers
     kill([worker], signal.SIGSTOP)  # so that it does not end before it was looked at
     mine = descendants(launch.pid)
     found = [each for pid in mine for each in listening(pid)]

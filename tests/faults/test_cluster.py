@@ -17,7 +17,7 @@ from extract.store import Store
 from extract.verify import verify
 from tests.faults.around import Contents, compare, local_objects, read_around
 from tests.faults.matrix import Scenario
-from tests.ray_cluster import RayCluster, kill, ray_cluster, worker_pids
+from tests.ray_cluster import RayCluster, kill, ray_cluster
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
@@ -82,7 +82,7 @@ class Faults:
         return driver
 
     def _disturb(self) -> None:
-        workers = worker_pids()
+        workers = self._cluster.worker_pids()
         if workers and self._chance.random() < 0.5:
             kill([int(self._chance.choice(workers))])
             self.counts["worker"] += 1
@@ -138,7 +138,7 @@ def test_a_worker_that_stands_still_and_wakes_up_later_does_no_harm(
         while len(list(store.glob("runs/*/receipts/*.json"))) < 2:
             time.sleep(0.1)
             assert driver.poll() is None, said.read_text()
-        stopped = worker_pids()[0]
+        stopped = cluster.worker_pids()[0]
         kill([stopped], signal.SIGSTOP)
         assert driver.wait(timeout=240) == 0, said.read_text()
         kill([stopped], signal.SIGCONT)
