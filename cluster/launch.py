@@ -68,7 +68,7 @@ def _extract_here(request: Request, location: str) -> StoredRun:
 
 
 def _start_and_extract(request: Request, location: str, execution: Execution) -> StoredRun:
-    run = _planned_here(request, location)
+    run = _planned_here(request, location, execution)
     if not _finished(run):
         with connected(execution) as (demand, workers):
             _by_workers(run, demand, workers)
@@ -83,11 +83,12 @@ def _join_and_extract(request: Request, location: str, execution: Execution) -> 
     return run
 
 
-def _planned_here(request: Request, location: str) -> StoredRun:
-    from extract.engine import forget_engine
+def _planned_here(request: Request, location: str, execution: Execution) -> StoredRun:
+    from extract.engine import all_devices, forget_engine
     from extract.run import plan_run
 
-    run = plan_run(request, location).run
+    device = all_devices() if (execution.gpus_per_worker or 0) > 1 else None  # one cannot hold it
+    run = plan_run(request, location, device).run
     forget_engine()  # this process computes nothing, and its memory is the workers'
     return run
 

@@ -11,7 +11,7 @@ from cluster import logs
 from cluster.events import WorkerFacts
 from extract.bench import product_limit
 from extract.documents import Receipt
-from extract.engine import default_device, engine
+from extract.engine import all_devices, engine
 from extract.models import model_of
 from extract.request import Request
 from extract.run import plan_run
@@ -50,7 +50,7 @@ class ShardWorker:
         began = time.perf_counter()
         manifest = Store.open(self._store).run(self._run_id).manifest
         identity = manifest.identity
-        self._device = default_device()
+        self._device = all_devices()  # those that Ray gives it
         self._directory = model_of(identity.weights, manifest.model).directory
         loaded = engine(self._directory, identity.weights, identity.compute_dtype, identity.attention, self._device)
         seconds = time.perf_counter() - began
@@ -94,7 +94,7 @@ class ShardWorker:
 
 def plan_there(request: Request, location: str) -> str:
     """Plan a run on a machine that can load its model; the run's id."""
-    return plan_run(request, location).run.run_id
+    return plan_run(request, location, all_devices()).run.run_id
 
 
 def _node() -> str:

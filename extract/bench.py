@@ -108,21 +108,22 @@ def product_limit(loaded: Engine, deepest: int, sizes: Sequence[int] = LIMIT_TOK
 
 @torch.inference_mode()
 def _products_seconds(device: torch.device, weights: Sequence[torch.Tensor], n_tokens: int) -> float:
-    generator = torch.Generator(device=device).manual_seed(0)
-    widths = {weight.shape[1] for weight in weights}
-    inputs = {
-        width: torch.randn(n_tokens, width, generator=generator, device=device, dtype=weights[0].dtype)
-        for width in sorted(widths)
-    }
+    inputs = {(weight.device, weight.shape[1]): _random(n_tokens, weight) for weight in weights}
 
     def multiply() -> None:
         for weight in weights:
-            linear(inputs[weight.shape[1]], weight)
+            linear(inputs[weight.device, weight.shape[1]], weight)
         if device.type == "cuda":
-            torch.cuda.synchronize(device)
+            for each in {weight.device for weight in weights}:
+                torch.cuda.synchronize(each)
 
     multiply()
     return statistics.median(_seconds(multiply) for _ in range(_REPEATS))
+
+
+def _random(n_tokens: int, weight: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator(device=weight.device).manual_seed(0)
+    return torch.randn(n_tokens, weight.shape[1], generator=generator, device=weight.device, dtype=weight.dtype)
 
 
 def _engine_of(plan: Plan) -> Engine:

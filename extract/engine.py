@@ -26,6 +26,7 @@ from extract.pooling import reader
 from extract.prefix import Prefix, goes_on_from_keys_and_values, keys_and_values, shared_length
 from extract.rotary import turns_from
 from extract.sites import Site
+from extract.spread import spread
 from extract.tokens import Prompt
 
 
@@ -39,18 +40,21 @@ class Engine:
             directory: a model directory (extract.models.Model.directory).
             dtype: a key of COMPUTE_DTYPES.
             attention: attention implementation of transformers; with `sdpa`, our own pass may compute what it can.
-            device: device of torch, such as `cpu` or `cuda:0`.
+            device: device of torch, such as `cpu` or `cuda:0`; several with commas between for one model over all of them.
 
         Raises:
             ValueError: transformers cannot build the model, weights are missing, its blocks cannot be found, or the device has
                 too little memory for it.
         """
-        model = _on_device(load_weights(directory, COMPUTE_DTYPES[dtype], attention).eval().requires_grad_(False), device)
+        devices = tuple(map(torch.device, device.split(",")))
+        model = load_weights(directory, COMPUTE_DTYPES[dtype], attention).eval().requires_grad_(False)
+        model = _on_devices(model, devices)
         self._blocks = find_blocks(model)
-        self.device = torch.device(device)
-        """Where the model computes."""
-        self._general = HookedPass(model, self.device, compiled=self.device.type == "cuda")
-        self._packed = packed_pass(model, self._general) if attention == "sdpa" else None
+        self.device = devices[0]
+        """Where the model computes; the first where there are several, to which all states are brought."""
+        alone = len(devices) == 1
+        self._general = HookedPass(model, self.device, compiled=alone and self.device.type == "cuda")
+        self._packed = packed_pass(model, self._general) if alone and attention == "sdpa" else None
         self._fetching = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch's own
         self.turns_from = turns_from(model.config)
         """The most tokens of a prompt whose positions are turned as usual, where longer ones are not (extract.rotary)."""
@@ -225,12 +229,17 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _on_device(model: Any, device: str) -> Any:
+def all_devices() -> str:
+    """Every CUDA device that this process may use, for one model over all of them; the default device where there is none."""
+    return ",".join(f"cuda:{index}" for index in range(torch.cuda.device_count())) or default_device()
+
+
+def _on_devices(model: Any, devices: tuple[torch.device, ...]) -> Any:
     try:
-        return model.to(device)
+        return model.to(devices[0]) if len(devices) == 1 else spread(model, devices)
     except torch.OutOfMemoryError as error:
         gibibytes = sum(weight.numel() * weight.element_size() for weight in model.parameters()) / 2**30
         raise ValueError(
-            f"the model's weights take {gibibytes:.1f} GiB in {model.dtype}, more than {device} has free; one model over "
-            "several devices is not supported yet, so free its memory, take a larger device, or a smaller model"
+            f"the model's weights take {gibibytes:.1f} GiB in {model.dtype}, more than {', '.join(map(str, devices))} "
+            "can hold; free memory, take larger devices or a smaller model, or give a worker several with --gpus-per-worker"
         ) from error

@@ -150,7 +150,7 @@ class HookedPass:
         def hand_out(component: str, layer: int, output: Any) -> None:
             hidden = first_tensor(output)
             assert hidden is not None, f"{component} of layer {layer} is no tensor"
-            visit(component, layer, hidden.reshape(-1, hidden.shape[-1]))
+            visit(component, layer, hidden.reshape(-1, hidden.shape[-1]).to(self._device))  # from where its block is
 
         def after(component: str, layer: int) -> Any:
             return lambda _module, _args, output: hand_out(component, layer, output)

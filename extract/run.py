@@ -39,6 +39,8 @@ class Plan:
     """The run, created or found."""
     model: Model
     """Its model on this machine."""
+    device: str
+    """Device of torch that this process computes on (extract.engine.Engine)."""
 
     @property
     def n_rows_done(self) -> int:
@@ -47,23 +49,25 @@ class Plan:
 
     def task(self, shard: int) -> ShardTask:
         """One shard, to be computed by this process."""
-        return ShardTask(self.store.location, self.run.run_id, shard, self.model.directory, default_device())
+        return ShardTask(self.store.location, self.run.run_id, shard, self.model.directory, self.device)
 
     def tasks(self) -> list[ShardTask]:
         """The shards without a receipt."""
         return [self.task(shard) for shard in self.run.missing_shards()]
 
 
-def plan_run(request: Request, location: str) -> Plan:
+def plan_run(request: Request, location: str, device: str | None = None) -> Plan:
     """Check a request, tokenize its corpus and find or create its run.
 
     Args:
         location: the store's directory or URL; it is made where there is nothing yet.
+        device: where to load the model (extract.engine.Engine); without it, the default device.
 
     Raises:
         ValueError: something in the request cannot be; nothing was written.
     """
     _check_choices(request)
+    device = device or default_device()
     place = Store.check(location)
     model = find_model(request.model)
     shape = read_shape(model)
@@ -87,8 +91,8 @@ def plan_run(request: Request, location: str) -> Plan:
         truncate=request.truncate,
     )
     if request.compute_dtype == "auto":
-        identity = replace(identity, compute_dtype=_chosen_dtype(place, identity))
-    loaded = engine(model.directory, identity.weights, identity.compute_dtype, identity.attention, default_device())
+        identity = replace(identity, compute_dtype=_chosen_dtype(place, identity, device))
+    loaded = engine(model.directory, identity.weights, identity.compute_dtype, identity.attention, device)
     loaded.check_components({Site.parse(site).component for site in sites})
     if request.continuation and not loaded.causal:
         raise ValueError(f"{model.name} reads in both directions: an utterance's state would contain the continuation")
@@ -104,15 +108,15 @@ def plan_run(request: Request, location: str) -> Plan:
         manifest = _manifest(asked, budget, identity, model, template, shape, prompts)
         run = store.create_run(manifest, {"utterances": utterances, "tokens": _tokens(prompts)})
     _check_same_columns(run, utterances)
-    return Plan(store, run, model)
+    return Plan(store, run, model, device)
 
 
-def _chosen_dtype(place: Objects, identity: Identity) -> str:
+def _chosen_dtype(place: Objects, identity: Identity, device: str) -> str:
     """The precision of the run that is there already; without one, the faster. A stopwatch must not make a second run."""
     for dtype in COMPUTE_DTYPES:
         if place.exists(f"runs/{replace(identity, compute_dtype=dtype).run_id}/{RUN_FILE}"):
             return dtype
-    return fastest_dtype(default_device())
+    return fastest_dtype(device.partition(",")[0])
 
 
 def extract_missing(

@@ -34,7 +34,7 @@ class ShardTask:
     model_directory: Path
     """Where the run's model is on this machine."""
     device: str
-    """Device of torch to compute on."""
+    """Device of torch to compute on; several with commas between for one model over all of them."""
 
 
 def extract_shards(tasks: Iterable[ShardTask], on_rows: Callable[[int], None] = lambda _: None) -> list[Receipt]:
@@ -188,5 +188,5 @@ def _device_name(device: str) -> str:
     if device.startswith("cuda"):
         import torch
 
-        return f"{device} {torch.cuda.get_device_name(device)}"
+        return f"{device} {torch.cuda.get_device_name(device.partition(',')[0])}"
     return f"{device} {platform.processor() or platform.machine()}"
