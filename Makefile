@@ -6,7 +6,7 @@ export PIP_CONSTRAINT := constraints.txt
 INSTALLED := .venv/installed
 REAL_MODELS := .venv/real-models
 
-.PHONY: demo test test-all test-faults check format wheel clean
+.PHONY: demo test test-all test-cluster test-faults check format wheel clean
 
 demo: $(INSTALLED)
 	$(BIN)/affectome demo
@@ -16,6 +16,11 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED) $(REAL_MODELS)
 	$(BIN)/python -m pytest -m 'not faults'
+
+# A real Ray of three nodes on this machine; one seed of the test that test-faults runs with ten.
+test-cluster: $(INSTALLED)
+	$(BIN)/python -m pytest -m 'slow or not slow' tests/cluster/test_launch.py tests/cluster/test_mapping.py
+	$(BIN)/python -m pytest -m faults tests/faults/test_cluster.py -k 'seed0 or wakes_up'
 
 test-faults: $(INSTALLED)
 	$(BIN)/python -m pytest -m faults tests/faults

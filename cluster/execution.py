@@ -24,8 +24,8 @@ class Execution:
             raise ValueError(f"--workers {self.workers}: give 1 or more, or leave it out")
         if self.cpus_per_worker is not None and self.cpus_per_worker < 1:
             raise ValueError(f"--cpus-per-worker {self.cpus_per_worker}: give 1 or more, or leave it out")
-        gpus = self.gpus_per_worker
-        if gpus is not None and not (0 <= gpus <= 1 or gpus == int(gpus)):
+        gpus = None if self.gpus_per_worker is None else float(self.gpus_per_worker)
+        if gpus is not None and not (0 <= gpus <= 1 or (gpus > 1 and gpus.is_integer())):
             raise ValueError(f"--gpus-per-worker {gpus}: give a fraction of one GPU or a whole number")
 
     @property

@@ -14,6 +14,7 @@ from cluster.events import (
     ShardDone,
     Snapshot,
     Waiting,
+    WorkerFacts,
     WorkerJoined,
     WorkerLeft,
 )
@@ -149,9 +150,18 @@ def _names(survey: Survey) -> str:
 
 def _shown(meter: Meter) -> Callable[[Event], None]:
     """Events for whoever watches the launch."""
+    first: list[WorkerFacts] = []
 
     def show(event: Event) -> None:
         match event:
+            case WorkerJoined(worker=worker, facts=facts):
+                first.append(facts)
+                if facts.versions != first[0].versions:
+                    theirs, others = (dict(each.versions) for each in (facts, first[0]))
+                    differing = ", ".join(
+                        f"{name} {theirs[name]} for {others[name]}" for name in theirs if theirs[name] != others[name]
+                    )
+                    note(f"worker {worker} on {facts.host} has {differing}: the last bits of its shards may differ")
             case ShardDone(n_rows=n_rows) | FoundDone(n_rows=n_rows):
                 meter(n_rows)
             case WorkerLeft(worker=worker, reason=reason):

@@ -112,7 +112,7 @@ class RayPool:
 
 
 def _why_it_died(error: BaseException) -> str:
-    """Ray's long text in a few words. It mentions lack of memory as a possibility for every death, so only its own kill counts."""
+    """Ray's long text in a few words. It mentions lack of memory in every one; only a kill of its own counts."""
     text = str(error)
     if re.search(r"running low on memory|memory pressure|memory monitor", text):
         return "its worker was killed because its node ran low on memory"

@@ -93,7 +93,7 @@ class Faults:
             self._cluster.add_node()
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(10), ids=lambda seed: f"seed{seed}")
 def test_a_run_disturbed_every_20_s_equals_a_quiet_one(
     seed: int, quiet: Quiet, goemotions: Path, tmp_path: Path, scenario: Callable[[str], Scenario]
 ) -> None:
