@@ -115,10 +115,10 @@ def continued_request(run: Run, layer: int, passage: str, per_label: int, offset
         raise ValueError(f"a label is called {ALL_EMOTIONS!r}, which persistence calls the mean over labels; rename it")
     table = run.utterances()
     chosen = [int(row) for label in examples.classes for row in _sample(examples, table, label)[:per_label]]
-    manifest = run.manifest
+    manifest, weights = run.manifest, run.manifest.identity.weights
     corpus = Corpus(f"{run.run_id} sample", table.drop_columns(["row", "n_tokens"])).take(sorted(chosen))
     return Request(
-        model=manifest.model,
+        model=weights.removeprefix("hub:") if weights.startswith("hub:") else manifest.model,  # the commit, not the newest
         corpus=corpus,
         sites="resid.offset",
         layers=str(layer),

@@ -7,7 +7,7 @@ is found in the store.
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -36,6 +36,7 @@ _SURVEY_SECONDS_WHEN_IDLE = 1.0
 _RATE_SECONDS = 30.0
 _PATIENCE_SECONDS = 30.0
 _MOST_FAILED_STARTS = 3
+_MOST_DEATHS_AT_START = 12  # more, because machines that are taken back may take a worker at any time
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ class _Driver:
         self._messages: SimpleQueue[_Message] = SimpleQueue()
         self._attempts: dict[int, int] = {}
         self._lost_since: dict[int, float] = {}
-        self._failed_starts: list[str] = []
+        self._failed_starts: Counter[str] = Counter()
         self._recent: deque[tuple[float, int]] = deque()
         self._began: float | None = None
         self._hiring, self._surveying, self._telling = _Timer(), _Timer(), _Timer()
@@ -180,8 +181,11 @@ class _Driver:
         for shard in worker.shards:
             self._attempt_failed(shard, worker, kind, reason)
         if worker.facts is None and kind != "lost":
-            self._failed_starts.append(reason)
-            if len(self._failed_starts) >= _MOST_FAILED_STARTS and not any(each.facts for each in self._workers.values()):
+            self._failed_starts[kind] += 1
+            hopeless = (
+                self._failed_starts["error"] >= _MOST_FAILED_STARTS or self._failed_starts["death"] >= _MOST_DEATHS_AT_START
+            )
+            if hopeless and not any(each.facts for each in self._workers.values()):
                 raise RuntimeError(f"no worker can start: {reason}")
 
     # Shards.

@@ -1,7 +1,7 @@
 """A connection to Ray: one started here, on the loopback interface and closed to who lacks its token, or a running one.
 
 Ray executes whatever code a peer sends it, so a port that others reach is a shell for them (CVE-2023-48022). A Ray that is
-started here therefore listens on 127.0.0.1 alone and asks for a token made for this launch; a running one is joined with the
+started here therefore listens on 127.0.0.1 alone and asks for a token made for this process; a running one is joined with the
 token of its operator. Ray reads both settings when it is imported, which is why nothing here imports it earlier.
 """
 
@@ -23,6 +23,9 @@ from cluster.execution import Demand, Execution, demand_here, demand_of
 log = logging.getLogger("affectome.ray")
 
 _OBJECT_STORE_BYTES = 128 << 20  # receipts and one corpus; Ray would take a third of the machine
+OWN_TOKEN = secrets.token_hex(32)
+"""Of every Ray that this process starts: Ray remembers the first token that a process uses."""
+
 _REACH_SECONDS = 10.0
 _MODE, _TOKEN, _TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0 binds every port to 127.0.0.1, on Linux as well
@@ -81,7 +84,7 @@ def _environment(address: str | None) -> Iterator[None]:
     """Ray's settings while it is connected."""
     wanted = {_MODE: os.environ.get(_MODE, "token")}
     if address is None:
-        wanted |= {_MODE: "token", _TOKEN: secrets.token_hex(32), _LOOPBACK_ONLY: "0"}
+        wanted |= {_MODE: "token", _TOKEN: OWN_TOKEN, _LOOPBACK_ONLY: "0"}
         if "ray" in sys.modules:  # imported before: it has read the variable already
             sys.modules["ray"]._private.ray_constants.ENABLE_RAY_CLUSTER = False
     elif wanted[_MODE] == "token" and not _has_token():

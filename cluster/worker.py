@@ -18,7 +18,8 @@ from extract.run import plan_run
 from extract.shard import Found, ShardTask, begin, extract_shard
 from extract.store import Store
 
-_LIMIT_TOKENS = (1024, 2048)  # a rough limit: measuring a finer one would take longer than loading the model
+_LIMIT_TOKENS = {"cpu": (256,)}  # a rough limit there: a finer one takes longer than all else at a worker's start
+_LIMIT_TOKENS_ELSEWHERE = (2048, 4096)
 _VERSIONS = ("affectome", "torch", "transformers")
 
 log = logging.getLogger("affectome.worker")
@@ -61,7 +62,7 @@ class ShardWorker:
             pid=os.getpid(),
             device=self._device,
             depth=1 if self._device == "cpu" else 2,
-            limit=product_limit(loaded, max(1, *identity.layers), _LIMIT_TOKENS),
+            limit=product_limit(loaded, max(1, *identity.layers), _LIMIT_TOKENS.get(self._device, _LIMIT_TOKENS_ELSEWHERE)),
             versions=tuple((name, importlib.metadata.version(name)) for name in _VERSIONS),
             seconds=seconds,
         )

@@ -3,12 +3,13 @@
 import contextlib
 import json
 import os
-import secrets
 import signal
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from cluster.session import OWN_TOKEN
 
 WORKER = "ray::ShardWorker"
 
@@ -80,7 +81,7 @@ def ray_cluster(n_nodes: int, n_cpus: int = 1) -> Iterator[RayCluster]:
     """A cluster on the loopback interface with token authentication."""
     environment = {
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_AUTH_TOKEN": OWN_TOKEN,
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_metrics_report_interval_ms": "500",
     }

@@ -22,6 +22,8 @@ from cluster.plans.models import PassedOver, resolve
 from cluster.plans.schema import Analyses, PlanFile
 from extract.store import StoredRun
 
+_LONGEST_SENTENCE = 400
+
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
@@ -143,8 +145,10 @@ def _with_comparison(outcome: Outcome, holdings: Holdings, analyses: Analyses) -
 
 
 def _sentence(error: Exception) -> str:
-    """An error in one line; with --debug its traceback goes to standard error."""
+    """An error in one line, not longer than a line should be; with --debug all of it goes to standard error."""
     if "--debug" in sys.argv:
         traceback.print_exception(error)
     said = " ".join(str(error).split())
-    return said if said and isinstance(error, ValueError | RuntimeError | OSError) else f"{type(error).__name__}: {said}"
+    if not (said and isinstance(error, ValueError | RuntimeError | OSError)):
+        said = f"{type(error).__name__}: {said}"
+    return said if len(said) <= _LONGEST_SENTENCE else f"{said[:_LONGEST_SENTENCE]}... (all of it with --debug)"

@@ -42,7 +42,7 @@ def _beside_the_plan(text: str, info: ValidationInfo) -> str:
     if "://" in text:
         return text
     try:
-        return str((info.context["directory"] / Path(text).expanduser()).absolute()) if info.context else text
+        return str((info.context["directory"] / Path(text).expanduser()).resolve()) if info.context else text
     except RuntimeError as error:
         raise ValueError(f"{text!r} begins with a home that is not there; write the path out") from error
 

@@ -116,7 +116,7 @@ def test_relative_paths_count_from_the_plans_own_directory(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     plan = read_plan(Path("plans/plan.yaml"))
     base = tmp_path / "plans"
-    assert Path(plan.store).resolve() == tmp_path / "emotion"
+    assert plan.store == str(tmp_path / "emotion")
     assert plan.corpora[0].path == str(base / "a.csv")
     assert (plan.models[0].directory, plan.models[1].match) == (str(base / "m"), str(base / "one"))
     assert plan.templates[0].source == "Say: {{ text }}"
