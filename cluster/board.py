@@ -55,7 +55,7 @@ class Board:
         self._held: dict[int, float] = {}  # since when, the one held longest first
         self._elsewhere: frozenset[int] = frozenset()
         self._seconds: list[float] = []
-        self._failures_in_a_row = 0
+        self._failed_in_a_row: set[int] = set()  # distinct shards: the retries of a few bad ones say nothing of the others
         self._last_reason = ""
         self.given_up: list[GivenUp] = []
         """Shards that failed too often."""
@@ -84,8 +84,8 @@ class Board:
 
     @property
     def hopeless(self) -> str | None:
-        """Why nothing works, when many attempts in a row failed whatever the shard; None while something does."""
-        return self._last_reason if self._failures_in_a_row >= max(_HOPELESS, 2 * len(self._held)) else None
+        """Why nothing works, when many shards in a row failed and nothing was done meanwhile; None while something is."""
+        return self._last_reason if len(self._failed_in_a_row) >= _HOPELESS else None
 
     def give(self, worker: str, now: float) -> int | None:
         """The shard that a free worker is to do next; None while there is none for it.
@@ -109,7 +109,7 @@ class Board:
         Returns:
             Whether it was the first to say so.
         """
-        self._failures_in_a_row = 0
+        self._failed_in_a_row.clear()
         state = self._shards.pop(shard, None)
         if state is None:
             return False
@@ -129,7 +129,7 @@ class Board:
             The shard, where that was its last attempt.
         """
         self._last_reason = reason
-        self._failures_in_a_row += 1
+        self._failed_in_a_row.add(shard)
         state = self._shards.get(shard)
         if state is None:
             return None
@@ -160,8 +160,7 @@ class Board:
         Returns:
             The shards that others have done since the last time.
         """
-        gone = self._shards.keys() - frozenset(missing)
-        found = [shard for shard in gone if not self._shards[shard].holders]  # a holder is going to say so itself
+        found = sorted(self._shards.keys() - frozenset(missing))  # a holder that never says so itself does not matter either
         for shard in found:
             del self._shards[shard]
             self._forget(shard)

@@ -126,6 +126,14 @@ class _Lines(Meter):
         note(f"{self._label}: {self._done:,} of {self._total:,} {self._unit}{left}{text}")
 
 
+def fail_with(problems: Sequence[str], where: str) -> None:
+    """Say each problem, and end with exit code 1 where there is one."""
+    for problem in problems:
+        note(problem)
+    if problems:
+        raise RuntimeError(f"{len(problems):,} problem{'s' if len(problems) > 1 else ''} {where}")
+
+
 @contextmanager
 def stopping_on_sigterm() -> Iterator[None]:
     """Let SIGTERM, with which schedulers take a machine back, end the program in good order, as Ctrl-C does."""

@@ -136,6 +136,7 @@ class _Driver:
                 self._tell_state()
             self._hear()
             if self._board.hopeless is not None:
+                self._announce()
                 raise RuntimeError(
                     f"nothing works: {self._board.hopeless} (finished shards are kept; mend it and launch again)"
                 )
@@ -178,8 +179,10 @@ class _Driver:
         kind, reason = self._pool.what_happened(error, worker.facts)
         self._tell(WorkerLeft(worker.name, reason, lost=kind == "lost"))
         worker.hired.dismiss()
-        for shard in worker.shards:
-            self._attempt_failed(shard, worker, kind, reason)
+        for place, shard in enumerate(
+            worker.shards
+        ):  # the first was being computed or written; what waits behind it is innocent
+            self._attempt_failed(shard, worker, kind if place == 0 else "lost", reason)
         if worker.facts is None and kind != "lost":
             self._failed_starts[kind] += 1
             hopeless = (

@@ -46,7 +46,7 @@ class Demand:
     def fits(self, resources: dict[str, float]) -> int:
         """How many workers a node of these resources has room for."""
         by_cpu = int(resources.get("CPU", 0) // self.cpus)
-        return min(by_cpu, int(resources.get("GPU", 0) / self.gpus + 1e-9)) if self.gpus else by_cpu
+        return min(by_cpu, _by_gpus(resources.get("GPU", 0), self.gpus)) if self.gpus else by_cpu
 
     def __str__(self) -> str:
         gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
@@ -62,10 +62,10 @@ def demand_here(execution: Execution, n_gpus: int) -> tuple[int, Demand]:
     Raises:
         ValueError: there are too few GPUs for the workers asked for.
     """
-    n_cpus = os.cpu_count() or 1
+    n_cpus = len(os.sched_getaffinity(0))  # a batch system gives a job a part of its machine
     gpus = execution.gpus_per_worker if execution.gpus_per_worker is not None else float(n_gpus > 0)
-    workers = execution.workers or (int(n_gpus / gpus + 1e-9) if gpus else 1)
-    if gpus * workers > n_gpus:
+    workers = execution.workers or (_by_gpus(n_gpus, gpus) if gpus else 1)
+    if gpus and workers > _by_gpus(n_gpus, gpus):
         raise ValueError(
             f"{workers} workers with {gpus:g} GPU each need {gpus * workers:g}, and this machine has {n_gpus}; "
             "take fewer --workers or a fraction as --gpus-per-worker"
@@ -91,8 +91,13 @@ def demand_of(execution: Execution, nodes: list[dict[str, float]]) -> Demand:
         raise ValueError(
             "no node of the cluster has resources for a worker now, so say what one takes: --cpus-per-worker, --gpus-per-worker"
         )
-    per_node = [node["CPU"] if not gpus else node["CPU"] / max(1, int(node["GPU"] / gpus + 1e-9)) for node in able]
+    per_node = [node["CPU"] if not gpus else node["CPU"] / max(1, _by_gpus(node["GPU"], gpus)) for node in able]
     return Demand(max(1, int(min(per_node))), gpus)
+
+
+def _by_gpus(n_gpus: float, gpus: float) -> int:
+    """Workers that so many GPUs have room for; a fraction is a fraction of one."""
+    return int(n_gpus) * int(1 / gpus + 1e-9) if gpus < 1 else int(n_gpus // gpus)
 
 
 def room(demand: Demand, nodes: list[dict[str, float]]) -> int:

@@ -88,7 +88,8 @@ def _planned_here(request: Request, location: str, execution: Execution) -> Stor
     from extract.engine import all_devices, forget_engine
     from extract.run import plan_run
 
-    device = all_devices() if (execution.gpus_per_worker or 0) > 1 else None  # one cannot hold it
+    gpus = execution.gpus_per_worker  # above 1, one cannot hold it
+    device = "cpu" if gpus == 0 else all_devices() if (gpus or 0) > 1 else None
     run = plan_run(request, location, device).run
     forget_engine()  # this process computes nothing, and its memory is the workers'
     return run
@@ -104,7 +105,7 @@ def _planned_there(request: Request, location: str, demand: Demand) -> StoredRun
     note("planning the run in the cluster")
     planning = ray.remote(plan_there).options(num_cpus=demand.cpus, num_gpus=demand.gpus, max_retries=3)
     try:
-        run_id = ray.get(planning.remote(request, location))
+        run_id = ray.get(planning.remote(request, location, demand.gpus))
     except RayTaskError as error:
         raise error.cause from error
     try:
@@ -210,10 +211,12 @@ def _logged(run_id: str, launch: str) -> Callable[[Event], None]:
 def _sum_up(run: StoredRun, outcome: Outcome) -> None:
     if outcome.retries:
         note("repeated: " + ", ".join(f"{count} {reason}" for reason, count in sorted(outcome.retries.items())))
-    if outcome.given_up:
-        worst = outcome.given_up[0]
+    missing = set(run.missing_shards())
+    given_up = [each for each in outcome.given_up if each.shard in missing]  # another launch may have done one
+    if given_up:
+        worst = given_up[0]
         raise RuntimeError(
-            f"run {run.run_id} is incomplete: {len(outcome.given_up):,} of {run.n_shards:,} shards failed {len(worst.reasons)} "
+            f"run {run.run_id} is incomplete: {len(given_up):,} of {run.n_shards:,} shards failed {len(worst.reasons)} "
             f"times and were given up, all others are done; shard {worst.shard}: {worst.reasons[-1]}. Mend what is wrong "
             "and launch the same again, which does only these"
         )

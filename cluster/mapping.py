@@ -7,7 +7,7 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from analyze.mapping import Item, Mapper, Result, ignore, in_threads
-from cluster.execution import Demand, Execution
+from cluster.execution import Execution
 from cluster.session import connected
 
 _MOST_RETRIES = 3  # a task has no effect but its answer, so Ray may repeat it after a node's death
@@ -23,15 +23,12 @@ def mapper_of(execution: Execution | None) -> Iterator[Mapper]:
     if execution is None or not execution.distributed:
         yield in_threads
         return
-    with connected(execution) as (demand, _):
-        yield _RayTasks(demand)
+    with connected(execution):
+        yield _RayTasks()
 
 
 class _RayTasks:
-    """A mapper; each item is a task that takes the CPUs of a worker."""
-
-    def __init__(self, demand: Demand) -> None:
-        self._demand = demand
+    """A mapper; each item is a task that takes one CPU."""
 
     def __call__(
         self, function: Callable[[Item], Result], items: Sequence[Item], on_done: Callable[[int], None] = ignore
@@ -39,7 +36,7 @@ class _RayTasks:
         import ray
         from ray.exceptions import RayTaskError
 
-        task = ray.remote(_call).options(num_cpus=self._demand.cpus, max_retries=_MOST_RETRIES)
+        task = ray.remote(_call).options(num_cpus=1, max_retries=_MOST_RETRIES)  # each computes with one thread
         shared = ray.put(function)  # once, with whatever arrays it refers to
         waiting = references = [task.remote(shared, item) for item in items]
         try:
@@ -49,6 +46,8 @@ class _RayTasks:
                 on_done(len(done))
             return list(ray.get(references))
         except RayTaskError as error:
+            for reference in waiting:
+                ray.cancel(reference)
             raise error.cause from error
 
 

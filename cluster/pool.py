@@ -73,7 +73,7 @@ class RayPool:
             demand: what each worker takes.
             workers: most workers; None for as many as the cluster has room for at the time.
         """
-        self._arguments = (launch, store, run_id)
+        self._arguments = (launch, store, run_id, demand.gpus)
         self._demand = demand
         self._workers = workers
 
@@ -85,7 +85,6 @@ class RayPool:
 
         from cluster.worker import ShardWorker
 
-        launch, store, run_id = self._arguments
         actor = ray.remote(ShardWorker).options(
             num_cpus=self._demand.cpus,
             num_gpus=self._demand.gpus,
@@ -94,11 +93,26 @@ class RayPool:
             max_concurrency=2,
             scheduling_strategy="SPREAD",
         )
-        return RayWorker(actor.remote(name, launch, store, run_id))
+        return RayWorker(actor.remote(name, *self._arguments))
 
     def what_happened(self, error: BaseException, facts: WorkerFacts | None) -> tuple[Kind, str]:
-        from ray.exceptions import RayActorError, RayError, RayTaskError
+        from ray.exceptions import (
+            ActorUnavailableError,
+            LocalRayletDiedError,
+            NodeDiedError,
+            ObjectLostError,
+            OutOfMemoryError,
+            RayActorError,
+            RayTaskError,
+        )
 
+        if isinstance(error, OutOfMemoryError):  # of Ray's memory monitor, which is no RayActorError
+            return "death", "its worker was killed because its node ran low on memory"
+        if isinstance(error, ActorUnavailableError | LocalRayletDiedError | NodeDiedError | ObjectLostError):
+            return (
+                "lost",
+                "its node went away, or cannot be reached",
+            )  # a node that dies whole is told so before it counts as dead
         if isinstance(error, RayActorError):
             gone = facts is not None and facts.node not in {node for node, _ in living_nodes()}
             if gone or error.preempted or "node has died" in str(error) or "node was terminated" in str(error):
@@ -106,9 +120,7 @@ class RayPool:
             return "death", _why_it_died(error)
         if isinstance(error, RayTaskError):
             return "error", str(error.cause)
-        if isinstance(error, RayError):  # such as a node lost while an answer was on its way
-            return "lost", f"{type(error).__name__}: {_first_line(str(error))}"
-        return "error", str(error) or type(error).__name__
+        return "error", _first_line(str(error)) or type(error).__name__
 
 
 def _why_it_died(error: BaseException) -> str:

@@ -28,10 +28,11 @@ log = logging.getLogger("affectome.worker")
 class ShardWorker:
     """A worker of one launch on one run."""
 
-    def __init__(self, name: str, launch: str, store: str, run_id: str) -> None:
+    def __init__(self, name: str, launch: str, store: str, run_id: str, gpus: float) -> None:
         """Nothing is read yet; `ready` does that.
 
         Args:
+            gpus: GPUs that Ray gives it; with 0 it computes on the CPU, whatever GPUs it may see.
             name: such as `w3`.
             launch: the launch it works for.
             store: the store's directory or URL, which must lead to the same place on every machine.
@@ -39,7 +40,7 @@ class ShardWorker:
         """
         logs.to_standard_error()
         self._where = {"run": run_id, "launch": launch, "worker": name}
-        self._store, self._run_id = store, run_id
+        self._store, self._run_id, self._gpus = store, run_id, gpus
         self._computing = threading.Lock()
 
     def ready(self) -> WorkerFacts:
@@ -51,7 +52,7 @@ class ShardWorker:
         began = time.perf_counter()
         manifest = Store.open(self._store).run(self._run_id).manifest
         identity = manifest.identity
-        self._device = all_devices()  # those that Ray gives it
+        self._device = device_with(self._gpus)
         self._directory = model_of(identity.weights, manifest.model).directory
         loaded = engine(self._directory, identity.weights, identity.compute_dtype, identity.attention, self._device)
         seconds = time.perf_counter() - began
@@ -85,7 +86,10 @@ class ShardWorker:
             if isinstance(work, Found):
                 log.info("found done", extra=where)
                 return work.receipt
-            receipt = work.commit() or extract_shard(task)
+            receipt = work.commit()
+            if receipt is None:  # taken back meanwhile
+                with self._computing:
+                    receipt = extract_shard(task)
         except Exception as error:
             log.exception("failed", extra={**where, "reason": str(error)})
             raise
@@ -93,9 +97,14 @@ class ShardWorker:
         return receipt
 
 
-def plan_there(request: Request, location: str) -> str:
+def plan_there(request: Request, location: str, gpus: float) -> str:
     """Plan a run on a machine that can load its model; the run's id."""
-    return plan_run(request, location, all_devices()).run.run_id
+    return plan_run(request, location, device_with(gpus)).run.run_id
+
+
+def device_with(gpus: float) -> str:
+    """Where a process with so many GPUs computes: Ray lets one that asked for none see them all."""
+    return all_devices() if gpus else "cpu"
 
 
 def _node() -> str:

@@ -16,7 +16,7 @@ from cluster.commands.options import (
     StoreArgument,
     WorkersOption,
 )
-from cluster.console import Row, duration, note, print_json, print_rows, progress
+from cluster.console import Row, duration, fail_with, note, print_json, print_rows, progress
 from extract.corpus import BUILTIN as BUILTIN_CORPUS
 from extract.corpus import read_corpus
 from extract.packages import BUILTIN
@@ -105,7 +105,7 @@ def runs(store: StoreArgument, as_json: JsonOption = False) -> None:
         except ValueError as error:  # one damaged run must not hide the others
             problems.append(f"run {run_id}: {error}")
     print_rows(f"runs in {store}", rows, as_json)
-    _fail_with(problems, f"in {store}, named above")
+    fail_with(problems, f"in {store}, named above")
 
 
 def verify_runs(
@@ -145,7 +145,7 @@ def verify_runs(
     for line in done:
         note(line)
     remedy = "" if repair else "; take what is damaged back with --repair and launch the extraction again"
-    _fail_with(problems, f"in {store}, named above{remedy}")
+    fail_with(problems, f"in {store}, named above{remedy}")
 
 
 def gc(
@@ -186,7 +186,7 @@ def gc(
         note(f"removed {len(removed):,} of {len(found):,} leftovers, {n_bytes:,} bytes")
     else:
         note(f"{len(dead):,} of {len(found):,} leftovers are dead, {n_bytes:,} bytes; --remove removes them")
-    _fail_with(problems, f"in {store}, named above; nothing of those runs was touched")
+    fail_with(problems, f"in {store}, named above; nothing of those runs was touched")
 
 
 def _what_was_repaired(verdict: "Verdict", shards: Sequence[int]) -> str:
@@ -197,13 +197,6 @@ def _what_was_repaired(verdict: "Verdict", shards: Sequence[int]) -> str:
 
 def _run_ids(store: "Store", prefix: str | None) -> list[str]:
     return store.run_ids() if prefix is None else [store.run_id(prefix)]
-
-
-def _fail_with(problems: Sequence[str], where: str) -> None:
-    for problem in problems:
-        note(problem)
-    if problems:
-        raise RuntimeError(f"{len(problems):,} problem{'s' if len(problems) > 1 else ''} {where}")
 
 
 def _what_was_done(run: "StoredRun") -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from cluster.commands.options import JsonOption, RunsArgument, StoreArgument
-from cluster.console import Row, duration, print_json, print_rows
+from cluster.console import Row, duration, fail_with, print_json, print_rows
 
 if TYPE_CHECKING:
     from cluster.status import RunStatus
@@ -19,13 +19,19 @@ def status(store: StoreArgument, run: RunsArgument = None, as_json: JsonOption =
 
     opened = Store.open(store)
     ids = opened.run_ids() if run is None else [opened.run_id(run)]
-    found = [run_status(opened.run(run_id)) for run_id in ids]
+    found, problems = [], []
+    for run_id in ids:
+        try:
+            found.append(run_status(opened.run(run_id)))
+        except ValueError as error:  # one damaged run must not hide the others
+            problems.append(f"run {run_id}: {error}")
     if as_json:
         print_json([_json(each) for each in found])
-        return
-    print_rows(f"runs in {store}", [_row(each) for each in found], as_json=False)
-    for each in found:
-        _print_launches(each)
+    else:
+        print_rows(f"runs in {store}", [_row(each) for each in found], as_json=False)
+        for each in found:
+            _print_launches(each)
+    fail_with(problems, f"in {store}, named above")
 
 
 def _row(status: "RunStatus") -> Row:

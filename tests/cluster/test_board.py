@@ -127,3 +127,23 @@ def test_when_nothing_works_it_says_why_instead_of_trying_every_shard_three_time
     assert n_tried < 20
     board.done(999, "w0", 0.0)
     assert board.hopeless is None
+
+
+def test_the_retries_of_a_few_bad_shards_are_not_nothing_works() -> None:
+    board = Board(range(100))
+    while (shard := board.give("w0", 0.0)) is not None:
+        assert board.hopeless is None
+        if shard < 9:
+            board.failed(shard, "w0", "not finite")
+        else:
+            board.done(shard, "w0", 0.0)
+    assert [each.shard for each in board.given_up] == list(range(9))
+    assert board.over
+
+
+def test_a_shard_that_exists_is_over_even_if_its_holder_never_says_so() -> None:
+    board = Board([4])
+    assert board.give("hung", 0.0) == 4
+    assert board.learn((), ()) == [4]
+    assert board.over
+    assert not board.done(4, "hung", 1.0)

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -103,15 +105,15 @@ def test_a_job_without_a_corpus_says_so(job: dict[str, str]) -> None:
 
 
 def test_a_job_whose_time_is_nearly_over_goes_back_into_the_queue(tmp_path: Path, job: dict[str, str]) -> None:
-    (tmp_path / "bin" / "ray").write_text("#!/bin/bash\nsleep 60\n")  # an extraction that takes long
-    (tmp_path / "bin" / "ray").chmod(0o755)
-    witness = Path(job["WITNESS"])
+    ray, extracting = tmp_path / "bin" / "ray", tmp_path / "extracting"
+    ray.write_text(f"#!/bin/bash\n[[ $1 == stop ]] || {{ touch {extracting}; sleep 60; }}\n")  # it would take long
+    ray.chmod(0o755)
     process = subprocess.Popen(
         ["bash", _SCRIPT], env=job | {"MODEL": "m", "CORPUS": "c"}, start_new_session=True, stderr=subprocess.PIPE, text=True
     )
-    while not witness.exists() and process.poll() is None:
-        pass
-    process.send_signal(10)
+    while not extracting.exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR1)
     _, said = process.communicate(timeout=30)
-    assert witness.with_name("witness.requeued").read_text() == "4711\n"
+    assert Path(f"{job['WITNESS']}.requeued").read_text() == "4711\n"
     assert "back into the queue" in said

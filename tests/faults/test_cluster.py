@@ -104,7 +104,8 @@ def test_a_run_disturbed_every_20_s_equals_a_quiet_one(
         def launch() -> "subprocess.Popen[bytes]":
             words = command(goemotions / "test.parquet", store, "--address", cluster.address, "--log", str(log))
             environment = os.environ | cluster.environment
-            return subprocess.Popen(words, env=environment, stdout=(tmp_path / "out").open("w"), stderr=said.open("a"))
+            with (tmp_path / "out").open("w") as out, said.open("a") as err:
+                return subprocess.Popen(words, env=environment, stdout=out, stderr=err)
 
         faults = Faults(cluster, launch, seed, kill_driver_at=quiet.seconds / 2)
         driver = faults.until_done()
@@ -118,7 +119,7 @@ def test_a_run_disturbed_every_20_s_equals_a_quiet_one(
     recoveries = [event["recovery_seconds"] for event in events if "recovery_seconds" in event]
     row.times, row.recovery_s = sum(faults.counts.values()), max(recoveries, default=0.0)
     twice = (n_computed - run.n_shards) / run.n_shards
-    usual = float(np.median(recoveries))
+    usual = float(np.median(recoveries)) if recoveries else 0.0
     row.note = f"{faults.counts}, {twice:.1%} of {run.n_shards} shards done twice, a shard is back after {usual:.1f} s (median)"
     assert faults.counts["driver"] == 1
     assert faults.counts["worker"] + faults.counts["node"] >= 3
@@ -134,7 +135,8 @@ def test_a_worker_that_stands_still_and_wakes_up_later_does_no_harm(
         words = command(goemotions / "test.parquet", store, "--address", cluster.address, "--limit", "240")
         environment = os.environ | cluster.environment
         said = tmp_path / "said"
-        driver = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=said.open("w"))
+        with said.open("w") as err:
+            driver = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=err)
         while len(list(store.glob("runs/*/receipts/*.json"))) < 2:
             time.sleep(0.1)
             assert driver.poll() is None, said.read_text()
