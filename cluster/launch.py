@@ -101,8 +101,10 @@ def _planned_there(request: Request, location: str, demand: Demand) -> StoredRun
     from ray.exceptions import RayTaskError
 
     from cluster.worker import plan_there
+    from extract.templates import read_source
 
     note("planning the run in the cluster")
+    request = replace(request, template=read_source(request.template))  # a file of this machine
     planning = ray.remote(plan_there).options(num_cpus=demand.cpus, num_gpus=demand.gpus, max_retries=3)
     try:
         run_id = ray.get(planning.remote(request, location, demand.gpus))

@@ -48,7 +48,7 @@ def connected(execution: Execution) -> Iterator[tuple[Demand, int | None]]:
             yield demand_of(execution, [resources for _, resources in living_nodes()]), execution.workers
             return
         try:
-            with _keeping_signals():
+            with _keeping_signals(), contextlib.chdir(os.sep):  # a worker would import what lies in the directory of its driver
                 found = _connect(ray, execution)
             yield found
         finally:

@@ -27,6 +27,9 @@ BEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
 """How old an announcement may be for its launch to count as alive."""
 
+PATIENCE_SECONDS = 1800.0
+"""How long a launch may claim one and the same shard before others do it too: it may hang, and still beat."""
+
 _DIRECTORY = "launches"
 _WAIT_SECONDS = 0.5
 
@@ -166,6 +169,7 @@ class Launch:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._logs: dict[int, int] = {}
+        self._claimed: dict[tuple[str, int], float] = {}  # by launch and shard, since when others say they compute it
         self._missing = frozenset(range(run.n_shards))
 
     @property
@@ -226,8 +230,14 @@ class Launch:
         with contextlib.suppress(OSError):  # a hint that cannot be read is no hint
             others = tuple(state.announcement for state in announced(self.run) if state.alive)
         others = tuple(other for other in others if other.launch != self.name)
-        elsewhere = frozenset().union(*(other.in_flight for other in others)) & self._missing
-        return Survey(self._missing, elsewhere, others)
+        return Survey(self._missing, self._elsewhere(others), others)
+
+    def _elsewhere(self, others: Sequence[Announcement]) -> frozenset[int]:
+        """What others are computing, less what they have claimed for too long."""
+        present = time.monotonic()
+        claims = {(other.launch, shard) for other in others for shard in other.in_flight if shard in self._missing}
+        self._claimed = {claim: self._claimed.get(claim, present) for claim in claims}
+        return frozenset(shard for (_, shard), since in self._claimed.items() if present - since <= PATIENCE_SECONDS)
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):

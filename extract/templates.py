@@ -52,7 +52,7 @@ class Template:
         self._system = system
         self._date = _parse_date(date)
         self._chat = _dated(tokenizer.get_chat_template(), self._date) if tokenizer.chat_template else ""
-        self.source = _read_source(name)
+        self.source = read_source(name)
         """What makes the template again on any machine: `raw`, `chat`, or Jinja."""
         if self.source == CHAT and not tokenizer.chat_template:
             raise ValueError("this model's tokenizer has no chat template; use --template raw")
@@ -163,7 +163,7 @@ class Template:
         return bool(encoded["special_tokens_mask"][0]) and self._head.startswith(first[0])
 
 
-def _read_source(name: str) -> str:
+def read_source(name: str) -> str:
     """`raw`, `chat`, or the Jinja of a template."""
     if name in (RAW, CHAT):
         return name

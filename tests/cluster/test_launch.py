@@ -75,8 +75,12 @@ def same(store: Path, alone: Path) -> bool:
 
 
 def test_two_workers_make_what_one_process_makes_and_log_every_shard(tiny_model: Model, alone: Path, tmp_path: Path) -> None:
-    store, log = tmp_path / "store", tmp_path / "log.jsonl"
-    done = subprocess.run(command(tiny_model, store, "--workers", "2", "--log", log), capture_output=True, text=True)
+    store, log, here = tmp_path / "store", tmp_path / "log.jsonl", tmp_path / "a user's own"
+    here.mkdir()
+    for name in ("extract.py", "analyze.py"):  # which Ray would put before ours on its workers' path
+        (here / name).write_text("raise SystemExit(f'{__file__} was imported')")
+    words = command(tiny_model, store, "--workers", "2", "--log", log)
+    done = subprocess.run(words, capture_output=True, text=True, cwd=here)
     assert done.returncode == 0, done.stderr
     assert same(store, alone)
     events = [json.loads(line) for line in log.read_text().splitlines()]

@@ -139,6 +139,17 @@ def test_announcements_that_cannot_be_read_or_written_stop_nothing(run: StoredRu
     assert run.missing_shards() == []
 
 
+def test_a_shard_that_a_living_launch_never_finishes_is_done_in_the_end(
+    run: StoredRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Launch(run) as hung, Launch(run) as launch:
+        announce(run, hung, 1)
+        assert launch.survey().elsewhere == {1}
+        monkeypatch.setattr(launches, "PATIENCE_SECONDS", 0.0)
+        assert launch.survey().others
+        assert launch.survey().elsewhere == frozenset()
+
+
 def test_a_shard_that_is_taken_back_is_missing_again(run: StoredRun) -> None:
     with Launch(run) as launch:
         finish(run, 0, 1, 2)
