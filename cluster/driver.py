@@ -36,6 +36,7 @@ _SURVEY_SECONDS_WHEN_IDLE = 1.0
 _RATE_SECONDS = 30.0
 _PATIENCE_SECONDS = 30.0
 _MOST_FAILED_STARTS = 3
+_LONGEST_PAUSE_SECONDS = 60.0
 _MOST_DEATHS_AT_START = 12  # more, because machines that are taken back may take a worker at any time
 
 
@@ -123,6 +124,7 @@ class _Driver:
         self._began: float | None = None
         self._hiring, self._surveying, self._telling = _Timer(), _Timer(), _Timer()
         self._quiet_since = time.monotonic()
+        self._hire_from = 0.0
 
     def run(self) -> Outcome:
         """Until nothing is left to do."""
@@ -154,6 +156,8 @@ class _Driver:
     # Workers.
 
     def _hire(self) -> None:
+        if time.monotonic() < self._hire_from:
+            return
         wanted = min(self._pool.wanted(), self._board.n_left)
         while len(self._workers) < wanted:
             name = f"w{self._n_hired}"
@@ -179,17 +183,21 @@ class _Driver:
         kind, reason = self._pool.what_happened(error, worker.facts)
         self._tell(WorkerLeft(worker.name, reason, lost=kind == "lost"))
         worker.hired.dismiss()
-        for place, shard in enumerate(
-            worker.shards
-        ):  # the first was being computed or written; what waits behind it is innocent
+        # The first was being computed or written; what waits behind it is innocent.
+        for place, shard in enumerate(worker.shards):
             self._attempt_failed(shard, worker, kind if place == 0 else "lost", reason)
         if worker.facts is None and kind != "lost":
             self._failed_starts[kind] += 1
-            hopeless = (
-                self._failed_starts["error"] >= _MOST_FAILED_STARTS or self._failed_starts["death"] >= _MOST_DEATHS_AT_START
-            )
-            if hopeless and not any(each.facts for each in self._workers.values()):
-                raise RuntimeError(f"no worker can start: {reason}")
+            self._hire_from = time.monotonic() + min(_LONGEST_PAUSE_SECONDS, 2.0 ** self._failed_starts.total())
+            self._check_starts(reason)
+
+    def _check_starts(self, reason: str) -> None:
+        """Give up where starts keep failing, unless somebody works; those that are still starting are waited for a while."""
+        others = len(self._workers)
+        errors, deaths = self._failed_starts["error"], self._failed_starts["death"]
+        hopeless = errors >= _MOST_FAILED_STARTS + others or deaths >= _MOST_DEATHS_AT_START + others
+        if hopeless and not any(each.facts for each in self._workers.values()):
+            raise RuntimeError(f"no worker can start: {reason}")
 
     # Shards.
 
@@ -271,7 +279,10 @@ class _Driver:
             self._left(worker, error)
 
     def _survey(self) -> None:
-        survey: Survey = self._launch.survey()
+        try:
+            survey: Survey = self._launch.survey()
+        except OSError:  # a store that does not answer for a moment ends no launch; the next survey may
+            return
         found = self._board.learn(survey.missing, survey.elsewhere)
         if found:
             self._tell(FoundDone(len(found), sum(self._run.shard_size(shard) for shard in found)))

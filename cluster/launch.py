@@ -30,6 +30,8 @@ from extract.store import Store, StoredRun
 
 log = logging.getLogger("affectome.launch")
 
+_PATIENCE_SECONDS = 30.0
+
 
 def extract(request: Request, location: str, execution: Execution | None = None) -> StoredRun:
     """Plan a run and do what is missing of it.
@@ -98,7 +100,7 @@ def _planned_here(request: Request, location: str, execution: Execution) -> Stor
 def _planned_there(request: Request, location: str, demand: Demand) -> StoredRun:
     """Plan in the cluster: only there need the model fit, and only there is known in which precision it is faster."""
     import ray
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayError, RayTaskError
 
     from cluster.worker import plan_there
     from extract.templates import read_source
@@ -106,10 +108,15 @@ def _planned_there(request: Request, location: str, demand: Demand) -> StoredRun
     note("planning the run in the cluster")
     request = replace(request, template=read_source(request.template))  # a file of this machine
     planning = ray.remote(plan_there).options(num_cpus=demand.cpus, num_gpus=demand.gpus, max_retries=3)
+    answer = planning.remote(request, location, demand.gpus)
+    while not ray.wait([answer], timeout=_PATIENCE_SECONDS)[0]:
+        note(f"still planning, or waiting for a node with {demand} to spare")
     try:
-        run_id = ray.get(planning.remote(request, location, demand.gpus))
+        run_id = ray.get(answer)
     except RayTaskError as error:
         raise error.cause from error
+    except RayError as error:
+        raise RuntimeError(f"the run could not be planned in the cluster: {str(error).partition(chr(10))[0]}") from error
     try:
         return Store.open(location).run(run_id)
     except ValueError as error:

@@ -185,11 +185,17 @@ class Launch:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        if kind is None and not self._said.quarantined and not self.survey().missing:
+        if kind is None and not self._said.quarantined and self._complete():
             self._clear_up()
         else:
             self.say(state="incomplete" if kind is None else "stopped", workers=())
             self.announce()
+
+    def _complete(self) -> bool:
+        try:
+            return not self.survey().missing
+        except OSError:  # the store does not answer; who asks for the run later sees by itself
+            return False
 
     def say(
         self,
