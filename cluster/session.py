@@ -94,6 +94,7 @@ def _environment(address: str | None) -> Iterator[None]:
         )
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
+    read_settings_again()
     try:
         yield
     finally:
@@ -102,6 +103,16 @@ def _environment(address: str | None) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def read_settings_again() -> None:
+    """Ray reads its mode when it is imported, which a notebook may have done long ago, and its token once."""
+    if "ray" not in sys.modules or sys.modules["ray"].is_initialized():
+        return
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # native code
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _connect(ray: Any, execution: Execution) -> tuple[Demand, int | None]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.session import OWN_TOKEN
+from cluster.session import OWN_TOKEN, read_settings_again
 
 WORKER = "ray::ShardWorker"
 
@@ -90,6 +90,7 @@ def ray_cluster(n_nodes: int, n_cpus: int = 1) -> Iterator[RayCluster]:
     try:
         from ray.cluster_utils import Cluster
 
+        read_settings_again()
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         found = RayCluster(cluster, environment)
         found._killed = []

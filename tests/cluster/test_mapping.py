@@ -1,5 +1,7 @@
 """Analyses as Ray tasks: the numbers of one process, bit for bit."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -44,6 +46,17 @@ def test_probes_of_all_layers_are_the_same_bits(plant: Plant, on_ray: Mapper, ki
 def test_persistence_is_the_same_bits(plant: Plant, on_ray: Mapper) -> None:
     run = planted_run(plant, 1, rotates=True)
     assert measure_persistence(run, run, 0, mapper=on_ray) == measure_persistence(run, run, 0)
+
+
+def test_a_notebook_that_has_imported_ray_before_gets_its_own_all_the_same() -> None:
+    program = (
+        "import ray; from cluster.execution import Execution; from cluster.mapping import mapper_of; import sys\n"
+        "for _ in range(2):\n"
+        "    with mapper_of(Execution(workers=1)) as mapper: found = mapper(abs, [-3, 2])\n"
+        "    print(found, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
+    assert done.stderr.count("[3, 2]") == 2, done.stderr
 
 
 def test_what_a_task_raises_is_raised_here(on_ray: Mapper) -> None:

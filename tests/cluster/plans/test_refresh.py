@@ -158,6 +158,7 @@ def test_a_hub_that_is_down_is_a_sentence_and_local_models_are_done_all_the_same
     assert command_line("refresh", plan, "--dry-run").returncode == 1
 
 
+@pytest.mark.slow
 def test_a_refresh_waits_for_another_of_the_same_store_or_says_who_holds_it(workshop: Workshop, hub: Hub, plan: Path) -> None:
     hub.publish("lab/tiny-one", workshop.model("one"), **SIZE)
     asked, answer = threading.Event(), threading.Event()

@@ -247,6 +247,7 @@ def test_a_signal_ends_a_waiting_schedule_well(workshop: Workshop, number: signa
     assert (process.returncode, said.split(" ", 2)[-1]) == (0, "stopped\n")
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_middle_of_a_refresh_keeps_what_is_done_and_the_next_start_goes_on(
     workshop: Workshop, hub: Hub
 ) -> None:
