@@ -55,6 +55,7 @@ class Board:
         self._held: dict[int, float] = {}  # since when, the one held longest first
         self._elsewhere: frozenset[int] = frozenset()
         self._seconds: list[float] = []
+        self._limit, self._limit_of = _STRAGGLE_SECONDS_WHEN_UNKNOWN, 0
         self._failed_in_a_row: set[int] = set()  # distinct shards: the retries of a few bad ones say nothing of the others
         self._last_reason = ""
         self.given_up: list[GivenUp] = []
@@ -176,9 +177,7 @@ class Board:
 
     def _straggler(self, worker: str, now: float) -> int | None:
         """The shard that others have held longest, where that is much longer than usual."""
-        limit = _STRAGGLE_SECONDS_WHEN_UNKNOWN
-        if self._seconds:
-            limit = max(_LEAST_STRAGGLE_SECONDS, _STRAGGLES * statistics.median(self._seconds))
+        limit = self._straggle_seconds()
         for shard, since in self._held.items():
             if now - since <= limit:
                 return None
@@ -186,6 +185,13 @@ class Board:
             if worker not in holders and len(holders) < _MOST_HOLDERS:
                 return shard
         return None
+
+    def _straggle_seconds(self) -> float:
+        """How long a shard may be held before it is given to a second worker; sorted anew only when a time was added."""
+        if self._limit_of != len(self._seconds):
+            self._limit = max(_LEAST_STRAGGLE_SECONDS, _STRAGGLES * statistics.median(self._seconds))
+            self._limit_of = len(self._seconds)
+        return self._limit
 
     def _let_go(self, shard: int, worker: str) -> None:
         holders = self._shards[shard].holders

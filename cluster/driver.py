@@ -207,19 +207,19 @@ class _Driver:
         Returns:
             Whether somebody stayed free.
         """
-        idle = False
         present = time.monotonic()
         for worker in self._workers.values():
             while worker.facts is not None and len(worker.shards) < worker.facts.depth:
                 shard = self._board.give(worker.name, present)
+                if shard is None and not worker.shards:
+                    return True  # what is nothing for one that is idle is nothing for the others
                 if shard is None:
-                    idle = idle or not worker.shards
                     break
                 worker.shards.append(shard)
                 worker.since = now()
                 self._attempts[shard] = self._attempts.get(shard, 0) + 1
                 self._expect(worker.hired.extract(shard, self._attempts[shard]), worker.name, shard)
-        return idle
+        return False
 
     def _done(self, worker: _Worker, receipt: Receipt) -> None:
         present, shard = time.monotonic(), receipt.shard
