@@ -74,11 +74,16 @@ def test_a_time_of_day_fires_once_a_day_at_its_first_coming_or_when_the_clock_ha
 
 
 @settings(max_examples=60, deadline=None)
-@given(nights(), numbers)
-def test_every_hour_fires_each_hour_that_really_passes(night: tuple[str, datetime, datetime], minutes: set[int]) -> None:
+@given(nights(), numbers, st.integers(1, 5))
+@example(("Australia/Lord_Howe", datetime(2026, 10, 3, 15, tzinfo=UTC), datetime(2026, 10, 6, tzinfo=UTC)), {30}, 1)
+@example(("Australia/Lord_Howe", datetime(2027, 4, 3, tzinfo=UTC), datetime(2027, 4, 6, tzinfo=UTC)), {15}, 2)
+def test_an_hourly_job_fires_each_time_that_really_passes(
+    night: tuple[str, datetime, datetime], minutes: set[int], step: int
+) -> None:
     name, start, stop = night
-    expected = [local.astimezone(UTC) for local in walk(ZoneInfo(name), start + MINUTE, stop) if local.minute in minutes]
-    assert fires_in(f"{','.join(map(str, sorted(minutes)))} * * * *", name, start, stop) == expected
+    passing = walk(ZoneInfo(name), start + MINUTE, stop)
+    expected = [local.astimezone(UTC) for local in passing if local.hour % step == 0 and local.minute in minutes]
+    assert fires_in(f"{','.join(map(str, sorted(minutes)))} */{step} * * *", name, start, stop) == expected
 
 
 def test_the_night_without_two_thirty_fires_at_three() -> None:
