@@ -30,19 +30,21 @@ from typing import Any
 
 from first_run import commit, processor
 from rich.console import Console
-from store import create
+from store import create, receipt_of
 
 from cluster.driver import drive
-from cluster.events import Event, WorkerFacts, WorkerJoined
+from cluster.events import Done, Event, WorkerFacts, WorkerJoined
 from cluster.execution import Execution
 from cluster.pool import Hired, Kind, RayPool
 from cluster.session import connected
+from cluster.worker import numbers_of
 from extract.corpus import Corpus, read_corpus
-from extract.documents import Receipt, StoredObject, now
+from extract.documents import Receipt, StoredObject
 from extract.launches import Launch
 from extract.packages import BUILTIN
 from extract.request import Request
-from extract.store import Store
+from extract.shard import Committed
+from extract.store import Store, StoredRun
 
 LAYERS, SITES = 31, ("resid.last", "resid.mean")
 ROWS, ROWS_PER_SHARD = 400_000, 200
@@ -184,12 +186,12 @@ class SimulatedWorkers:
         """What a worker says when its model is loaded."""
         return WorkerFacts("simulated", "node", os.getpid(), "cpu", 1, 1000.0, (), 0.0)
 
-    async def extract(self, shard: int, attempt: int) -> Receipt:
+    async def extract(self, shard: int, attempt: int) -> Done:
         """Take a realistic time, and commit."""
         await asyncio.sleep(self._seconds * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
-        receipt = _receipt(self._run.run_id, shard, self._run.shard_rows(shard), f"{attempt:08x}")
+        receipt = _receipt(self._run, shard, attempt)
         await asyncio.to_thread(self._run.commit, receipt)
-        return receipt
+        return numbers_of(Committed(receipt, here=True))
 
 
 class SimulatedPool:
@@ -232,42 +234,20 @@ class SimulatedWorker:
         answer: Future[WorkerFacts] = self._actor.ready.remote().future()
         return answer
 
-    def extract(self, shard: int, attempt: int) -> "Future[Receipt]":
+    def extract(self, shard: int, attempt: int) -> "Future[Done]":
         """As RayWorker."""
-        answer: Future[Receipt] = self._actor.extract.remote(shard, attempt).future()
+        answer: Future[Done] = self._actor.extract.remote(shard, attempt).future()
         return answer
 
     def dismiss(self) -> None:
         """It shares its actor with others."""
 
 
-def _receipt(run_id: str, shard: int, rows: tuple[int, int], attempt: str) -> Receipt:
+def _receipt(run: StoredRun, shard: int, attempt: int) -> Receipt:
     names = [f"{site}/{key}" for site in SITES for key in ("zarr.json", *(f"c.{layer}.0.0" for layer in range(LAYERS)))]
-    objects = tuple(StoredObject(f"shards/{shard:06d}-{attempt}/{name}", 115_200, "0" * 64) for name in names)
-    start, stop = rows
-    return Receipt(
-        run_id=run_id,
-        shard=shard,
-        entry=0,
-        start=start,
-        stop=stop,
-        attempt=attempt,
-        objects=objects,
-        tokens="0" * 64,
-        n_tokens=(stop - start) * 1500,
-        n_truncated=0,
-        n_computed=(stop - start) * 1500,
-        n_shared=0,
-        forward="transformers",
-        n_halved=0,
-        token_budget=4096,
-        compression="none",
-        device="cpu",
-        host="simulated",
-        seconds={"load": 0.0, "compute": 6.0, "copy": 0.0, "write": 0.1},
-        versions={},
-        finished=now(),
-    )
+    name = f"{attempt:08x}"
+    objects = tuple(StoredObject(f"shards/{shard:06d}-{name}/{key}", 115_200, "0" * 64) for key in names)
+    return receipt_of(run, shard, name, objects)
 
 
 def _receipt_bytes(receipt: Receipt) -> int:

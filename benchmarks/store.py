@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from analyze.query import Run, open_store
-from extract.documents import Manifest, Receipt, now
+from extract.documents import Manifest, Receipt, StoredObject, now
 from extract.identity import Identity
 from extract.objects import LocalObjects
 from extract.request import DEFAULT_DATE
@@ -195,32 +195,34 @@ def write_without_fsync(stored: StoredRun, directory: Path) -> Measured:
 
 def write_shard(stored: StoredRun, shard: int, values_LND: NDArray[np.uint16]) -> None:
     """Write and commit one shard."""
-    attempt, objects = stored.write_attempt(shard, {SITE: values_LND})
+    stored.commit(receipt_of(stored, shard, *stored.write_attempt(shard, {SITE: values_LND})))
+
+
+def receipt_of(stored: StoredRun, shard: int, attempt: str, objects: tuple[StoredObject, ...]) -> Receipt:
+    """The receipt of a shard that no model made."""
     start, stop = stored.shard_rows(shard)
-    stored.commit(
-        Receipt(
-            run_id=stored.run_id,
-            shard=shard,
-            entry=0,
-            start=start,
-            stop=stop,
-            attempt=attempt,
-            objects=objects,
-            tokens="0" * 64,
-            n_tokens=stop - start,
-            n_truncated=0,
-            n_computed=0,
-            n_shared=0,
-            forward="transformers",
-            n_halved=0,
-            token_budget=4096,
-            compression="none",
-            device="cpu",
-            host="bench",
-            seconds={"write": 0.0},
-            versions={},
-            finished=now(),
-        )
+    return Receipt(
+        run_id=stored.run_id,
+        shard=shard,
+        entry=0,
+        start=start,
+        stop=stop,
+        attempt=attempt,
+        objects=objects,
+        tokens="0" * 64,
+        n_tokens=stop - start,
+        n_truncated=0,
+        n_computed=0,
+        n_shared=0,
+        forward="transformers",
+        n_halved=0,
+        token_budget=4096,
+        compression="none",
+        device="cpu",
+        host="bench",
+        seconds={"compute": 0.0, "write": 0.0},
+        versions={},
+        finished=now(),
     )
 
 

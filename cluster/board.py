@@ -54,6 +54,7 @@ class Board:
         self._waiting = dict.fromkeys(order)
         self._held: dict[int, float] = {}  # since when, the one held longest first
         self._elsewhere: frozenset[int] = frozenset()
+        self._awaited: set[int] = set()  # exist, and a holder here is to say so
         self._seconds: list[float] = []
         self._limit, self._limit_of = _STRAGGLE_SECONDS_WHEN_UNKNOWN, 0
         self._failed_in_a_row: set[int] = set()  # distinct shards: the retries of a few bad ones say nothing of the others
@@ -161,12 +162,14 @@ class Board:
         Returns:
             The shards that others have done since the last time.
         """
-        found = sorted(self._shards.keys() - frozenset(missing))  # a holder that never says so itself does not matter either
+        exist = self._shards.keys() - frozenset(missing)
+        found = {shard for shard in exist if shard not in self._held or shard in self._awaited}
+        self._awaited = exist - found  # their holder says so in a moment; one that has not by the next time has died or hangs
         for shard in found:
             del self._shards[shard]
             self._forget(shard)
         self._elsewhere = frozenset(elsewhere)
-        return found
+        return sorted(found)
 
     def _next_waiting(self) -> int | None:
         for shard in self._waiting:

@@ -2,8 +2,8 @@
 
 Everything that happens arrives in one queue: a worker is ready, a shard is done, a worker is gone. So a thousand workers cost
 no more than the messages they send; asking Ray over and over which of them has finished (`ray.wait`) costs time for each of
-them each time. In flight is at most what workers hold, one shard each or two. Only receipts come back; a receipt that Ray loses
-is found in the store.
+them each time. In flight is at most what workers hold, one shard each or two. What comes back is a few
+numbers of each receipt; a message that Ray loses is found in the store.
 """
 
 import time
@@ -16,6 +16,7 @@ from typing import Any, Literal
 from cluster.board import Board, GivenUp
 from cluster.events import (
     AttemptFailed,
+    Done,
     FoundDone,
     Listener,
     ShardDone,
@@ -26,7 +27,7 @@ from cluster.events import (
     WorkerLeft,
 )
 from cluster.pool import Hired, Pool
-from extract.documents import Receipt, now
+from extract.documents import now
 from extract.launches import Launch, Quarantined, Survey, WorkerState, order_of
 
 _TICK_SECONDS = 1.0
@@ -81,7 +82,7 @@ class _Message:
     shard: int | None
     """The shard it answers for; None for its start."""
     answer: "Future[Any]"
-    """A receipt, or facts; or an error."""
+    """Facts, or a shard that is done; or an error."""
 
 
 def drive(launch: Launch, pool: Pool, listener: Listener) -> Outcome:
@@ -221,19 +222,21 @@ class _Driver:
                 self._expect(worker.hired.extract(shard, self._attempts[shard]), worker.name, shard)
         return False
 
-    def _done(self, worker: _Worker, receipt: Receipt) -> None:
-        present, shard = time.monotonic(), receipt.shard
-        self._launch.has(receipt)
-        first = self._board.done(shard, worker.name, present)
+    def _done(self, worker: _Worker, done: Done) -> None:
+        present = time.monotonic()
+        self._launch.has(done.shard, done.entry)
         worker.n_shards += 1
-        worker.n_rows += receipt.n_rows
+        worker.n_rows += done.n_rows
         self._quiet_since = present
-        if first:
-            self._recent.append((present, receipt.n_computed))
-        lost_since = self._lost_since.pop(shard, None)
+        lost_since = self._lost_since.pop(done.shard, None)
+        if not self._board.done(done.shard, worker.name, present):  # another worker of this launch, or a survey, was first
+            return
+        if not done.here:
+            self._tell(FoundDone(1, done.n_rows))
+            return
+        self._recent.append((present, done.n_computed))
         recovery = present - lost_since if lost_since is not None else None
-        n_rows = receipt.n_rows if first else 0
-        self._tell(ShardDone(receipt, self._attempts[shard], worker.name, n_rows, recovery))
+        self._tell(ShardDone(done, self._attempts[done.shard], worker.name, recovery))
 
     def _attempt_failed(self, shard: int, worker: _Worker, kind: Literal["error", "death", "lost"], reason: str) -> None:
         self._lost_since.setdefault(shard, time.monotonic())

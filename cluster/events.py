@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from extract.documents import Receipt
-
 
 @dataclass(frozen=True, slots=True)
 class WorkerFacts:
@@ -52,17 +50,41 @@ class WorkerLeft:
 
 
 @dataclass(frozen=True, slots=True)
-class ShardDone:
-    """A shard exists."""
+class Done:
+    """What a worker says of a shard that exists: the numbers of its receipt.
 
-    receipt: Receipt
-    """Its receipt."""
+    The receipt itself is in the store. Its list of objects, two or three for each layer, would cost a driver of a thousand
+    workers more than everything else it does (benchmarks/distributed.py).
+    """
+
+    shard: int
+    """The shard."""
+    entry: int
+    """Place of its receipt in the shard's log."""
+    here: bool
+    """Whether the worker's attempt made it, and not another launch's, which then counts it."""
+    n_rows: int
+    """Its rows."""
+    n_computed: int
+    """Tokens that went through the model."""
+    n_bytes: int
+    """Bytes of its objects."""
+    compute_seconds: float
+    """Time to compute it."""
+    write_seconds: float
+    """Time to make it durable."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardDone:
+    """A worker of this launch has made a shard."""
+
+    done: Done
+    """What it says of it."""
     attempt: int
     """Which attempt of this launch it was, from 1."""
     worker: str
-    """Who said so."""
-    n_rows: int
-    """Rows that are new by it; 0 when another attempt was first."""
+    """Its name."""
     recovery_seconds: float | None
     """Since the first attempt at it was lost; None when the first attempt did it."""
 
@@ -87,7 +109,7 @@ class AttemptFailed:
 
 @dataclass(frozen=True, slots=True)
 class FoundDone:
-    """Shards that other launches have done."""
+    """Shards that other launches have made."""
 
     n_shards: int
     """How many."""

@@ -1,6 +1,5 @@
 """Where shards are computed: in this process, by workers of a Ray that is started here, or by those of a running one."""
 
-import os
 from dataclasses import dataclass
 
 LOCAL_HOST = "127.0.0.1"
@@ -62,7 +61,9 @@ def demand_here(execution: Execution, n_gpus: int) -> tuple[int, Demand]:
     Raises:
         ValueError: there are too few GPUs for the workers asked for.
     """
-    n_cpus = len(os.sched_getaffinity(0))  # a batch system gives a job a part of its machine
+    import joblib  # deferred: the command line must not wait for it
+
+    n_cpus = joblib.cpu_count()  # of this process: a batch system or a container gives it a part of its machine
     gpus = execution.gpus_per_worker if execution.gpus_per_worker is not None else float(n_gpus > 0)
     workers = execution.workers or (_by_gpus(n_gpus, gpus) if gpus else 1)
     if gpus and workers > _by_gpus(n_gpus, gpus):
@@ -74,7 +75,8 @@ def demand_here(execution: Execution, n_gpus: int) -> tuple[int, Demand]:
 
 
 def demand_of(execution: Execution, nodes: list[dict[str, float]]) -> Demand:
-    """What a worker takes of a running cluster: a GPU and a share of its node's CPUs, or a node's CPUs where no node has a GPU.
+    """What a worker takes of a running cluster: a GPU and a share of its node's CPUs; where no node has a GPU, the CPUs of the
+    smallest node, or as many as leave room for the workers asked for.
 
     Args:
         nodes: the resources of each living node, as Ray names them.
@@ -91,8 +93,18 @@ def demand_of(execution: Execution, nodes: list[dict[str, float]]) -> Demand:
         raise ValueError(
             "no node of the cluster has resources for a worker now, so say what one takes: --cpus-per-worker, --gpus-per-worker"
         )
-    per_node = [node["CPU"] if not gpus else node["CPU"] / max(1, _by_gpus(node["GPU"], gpus)) for node in able]
-    return Demand(max(1, int(min(per_node))), gpus)
+    if gpus:
+        return Demand(max(1, int(min(node["CPU"] / _by_gpus(node["GPU"], gpus) for node in able))), gpus)
+    if execution.workers is None:
+        return Demand(int(min(node["CPU"] for node in able)), 0.0)
+    return _largest_for(execution.workers, able)
+
+
+def _largest_for(workers: int, nodes: list[dict[str, float]]) -> Demand:
+    """The most CPUs of a worker with which so many have room; 1 where they have none."""
+    most = int(max(node["CPU"] for node in nodes))
+    fitting = (cpus for cpus in range(most, 0, -1) if room(Demand(cpus, 0.0), nodes) >= workers)
+    return Demand(next(fitting, 1), 0.0)
 
 
 def _by_gpus(n_gpus: float, gpus: float) -> int:

@@ -9,6 +9,7 @@ from cluster.console import Meter, note, progress, stopping_on_sigterm
 from cluster.driver import Outcome, drive
 from cluster.events import (
     AttemptFailed,
+    Done,
     Event,
     FoundDone,
     ShardDone,
@@ -21,7 +22,7 @@ from cluster.events import (
 from cluster.execution import Demand, Execution
 from cluster.pool import RayPool
 from cluster.session import connected, visible_gpus
-from extract.launches import Launch, Survey
+from extract.launches import Launch, Survey, remove_dead
 from extract.models import models_directory
 from extract.objects import open_objects
 from extract.packages import PACKAGED
@@ -87,14 +88,17 @@ def _join_and_extract(request: Request, location: str, execution: Execution) -> 
 
 
 def _planned_here(request: Request, location: str, execution: Execution) -> StoredRun:
-    from extract.engine import all_devices, forget_engine
+    from extract.engine import all_devices, forget_engine, limit_gpu_memory
     from extract.run import plan_run
 
     gpus = execution.gpus_per_worker  # above 1, one cannot hold it
     device = "cpu" if gpus == 0 else all_devices() if (gpus or 0) > 1 else None
-    run = plan_run(request, location, device).run
-    forget_engine()  # this process computes nothing, and its memory is the workers'
-    return run
+    limit_gpu_memory(min(1.0, gpus or 1.0))  # as a worker has it, so that its batches fit
+    try:
+        return plan_run(request, location, device).run
+    finally:
+        limit_gpu_memory(1.0)
+        forget_engine()  # this process computes nothing, and its memory is the workers'
 
 
 def _planned_there(request: Request, location: str, demand: Demand) -> StoredRun:
@@ -108,7 +112,7 @@ def _planned_there(request: Request, location: str, demand: Demand) -> StoredRun
     note("planning the run in the cluster")
     request = replace(request, template=read_source(request.template))  # a file of this machine
     planning = ray.remote(plan_there).options(num_cpus=demand.cpus, num_gpus=demand.gpus, max_retries=3)
-    answer = planning.remote(request, location, demand.gpus)
+    answer = planning.remote(request, location, demand)
     while not ray.wait([answer], timeout=_PATIENCE_SECONDS)[0]:
         note(f"still planning, or waiting for a node with {demand} to spare")
     try:
@@ -129,6 +133,7 @@ _ONE_PLACE = "a store must be one place for all machines: a shared filesystem or
 def _finished(run: StoredRun) -> bool:
     done = sum(receipt.n_rows for receipt in run.receipts())
     if done == run.manifest.n_rows:
+        remove_dead(run)
         note(f"run {run.run_id} is finished already: {done:,} of {done:,} rows are in {run.store_location}")
         return True
     found = f"; {done:,} rows are done already" if done else ""
@@ -172,7 +177,7 @@ def _shown(meter: Meter) -> Callable[[Event], None]:
                         f"{name} {theirs[name]} for {others[name]}" for name in theirs if theirs[name] != others[name]
                     )
                     note(f"worker {worker} on {facts.host} has {differing}: the last bits of its shards may differ")
-            case ShardDone(n_rows=n_rows) | FoundDone(n_rows=n_rows):
+            case ShardDone(done=Done(n_rows=n_rows)) | FoundDone(n_rows=n_rows):
                 meter(n_rows)
             case WorkerLeft(worker=worker, reason=reason):
                 note(f"worker {worker} left: {reason}")
@@ -200,9 +205,8 @@ def _logged(run_id: str, launch: str) -> Callable[[Event], None]:
                 log.info("worker joined", extra=where | extra)
             case WorkerLeft(worker=worker, reason=reason, lost=lost):
                 log.warning("worker left", extra=where | {"worker": worker, "reason": reason, "lost": lost})
-            case ShardDone() as done:
-                extra = {"shard": done.receipt.shard, "attempt": done.attempt, "worker": done.worker, "rows": done.n_rows}
-                recovery = done.recovery_seconds
+            case ShardDone(done=done, attempt=attempt, worker=worker, recovery_seconds=recovery):
+                extra = {"shard": done.shard, "attempt": attempt, "worker": worker, "rows": done.n_rows}
                 extra |= {"recovery_seconds": round(recovery, 3)} if recovery is not None else {}
                 log.info("shard done", extra=where | extra)
             case AttemptFailed() as failed:

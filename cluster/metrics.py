@@ -6,7 +6,7 @@ twice. Names and tags are those that deploy/grafana and deploy/prometheus ask fo
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from cluster.events import AttemptFailed, Event, ShardDone, Snapshot
+from cluster.events import AttemptFailed, Done, Event, ShardDone, Snapshot
 
 PREFIX = "affectome_"
 COUNTERS = {
@@ -49,8 +49,8 @@ class LaunchMetrics:
     def __call__(self, event: Event) -> None:
         """Count what happened."""
         match event:
-            case ShardDone():
-                self._done(event)
+            case ShardDone(done=done):
+                self._done(done)
             case AttemptFailed():
                 if event.given_up:
                     self._counters["quarantined_total"].inc()
@@ -59,16 +59,13 @@ class LaunchMetrics:
             case Snapshot():
                 self._stand(event)
 
-    def _done(self, event: ShardDone) -> None:
-        if not event.n_rows:  # another attempt was first, and was counted
-            return
-        receipt = event.receipt
-        values = {"rows": event.n_rows, "tokens": receipt.n_computed, "bytes": receipt.n_bytes, "shards": 1}
+    def _done(self, done: Done) -> None:
+        values = {"rows": done.n_rows, "tokens": done.n_computed, "bytes": done.n_bytes, "shards": 1}
         for name, value in values.items():
             if value:
                 self._counters[f"{name}_total"].inc(value)
-        for stage in ("write", "compute"):
-            self._histograms[f"{stage}_seconds"].observe(receipt.seconds[stage])
+        self._histograms["write_seconds"].observe(done.write_seconds)
+        self._histograms["compute_seconds"].observe(done.compute_seconds)
 
     def _stand(self, state: Snapshot) -> None:
         self._gauges["queue_depth"].set(state.n_waiting)

@@ -8,10 +8,9 @@ import re
 from concurrent.futures import Future
 from typing import Any, Literal, Protocol
 
-from cluster.events import WorkerFacts
+from cluster.events import Done, WorkerFacts
 from cluster.execution import Demand, room
 from cluster.session import living_nodes
-from extract.documents import Receipt
 
 Kind = Literal["error", "death", "lost"]
 
@@ -22,8 +21,8 @@ class Hired(Protocol):
     def ready(self) -> "Future[WorkerFacts]":
         """What it says once its model is loaded."""
 
-    def extract(self, shard: int, attempt: int) -> "Future[Receipt]":
-        """A shard's receipt, once it is done."""
+    def extract(self, shard: int, attempt: int) -> "Future[Done]":
+        """What it says of a shard, once it exists."""
 
     def dismiss(self) -> None:
         """End it, whatever it is doing."""
@@ -52,8 +51,8 @@ class RayWorker:
         answer: Future[WorkerFacts] = self._actor.ready.remote().future()
         return answer
 
-    def extract(self, shard: int, attempt: int) -> "Future[Receipt]":
-        answer: Future[Receipt] = self._actor.extract.remote(shard, attempt).future()
+    def extract(self, shard: int, attempt: int) -> "Future[Done]":
+        answer: Future[Done] = self._actor.extract.remote(shard, attempt).future()
         return answer
 
     def dismiss(self) -> None:
@@ -73,7 +72,7 @@ class RayPool:
             demand: what each worker takes.
             workers: most workers; None for as many as the cluster has room for at the time.
         """
-        self._arguments = (launch, store, run_id, demand.gpus)
+        self._arguments = (launch, store, run_id, demand)
         self._demand = demand
         self._workers = workers
 

@@ -45,6 +45,7 @@ def connected(execution: Execution) -> Iterator[tuple[Demand, int | None]]:
         import ray
 
         if ray.is_initialized():  # a notebook's own, or a test's: whoever made it ends it
+            _check_same(ray, execution.address)
             yield demand_of(execution, [resources for _, resources in living_nodes()]), execution.workers
             return
         try:
@@ -122,6 +123,15 @@ def _connect(ray: Any, execution: Execution) -> tuple[Demand, int | None]:
         return demand, workers
     _join(ray, execution.address)
     return demand_of(execution, [resources for _, resources in living_nodes()]), execution.workers
+
+
+def _check_same(ray: Any, address: str | None) -> None:
+    """A process is in one Ray at a time."""
+    own = ray.get_runtime_context().gcs_address
+    if address not in (None, "auto", own):
+        raise ValueError(
+            f"this process is connected to the Ray at {own} already; leave the address out, or ray.shutdown() first"
+        )
 
 
 def _has_token() -> bool:

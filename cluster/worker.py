@@ -8,14 +8,14 @@ import threading
 import time
 
 from cluster import logs
-from cluster.events import WorkerFacts
+from cluster.events import Done, WorkerFacts
+from cluster.execution import Demand
 from extract.bench import product_limit
-from extract.documents import Receipt
-from extract.engine import all_devices, engine
+from extract.engine import all_devices, engine, limit_gpu_memory
 from extract.models import model_of
 from extract.request import Request
 from extract.run import plan_run
-from extract.shard import Found, ShardTask, begin, extract_shard
+from extract.shard import Committed, ShardTask, begin, extract_shard
 from extract.store import Store
 
 _LIMIT_TOKENS = {"cpu": (256,)}  # a rough limit there: a finer one takes longer than all else at a worker's start
@@ -28,11 +28,11 @@ log = logging.getLogger("affectome.worker")
 class ShardWorker:
     """A worker of one launch on one run."""
 
-    def __init__(self, name: str, launch: str, store: str, run_id: str, gpus: float) -> None:
+    def __init__(self, name: str, launch: str, store: str, run_id: str, demand: Demand) -> None:
         """Nothing is read yet; `ready` does that.
 
         Args:
-            gpus: GPUs that Ray gives it; with 0 it computes on the CPU, whatever GPUs it may see.
+            demand: what Ray gives it; with no GPU it computes on the CPU, whatever GPUs it may see.
             name: such as `w3`.
             launch: the launch it works for.
             store: the store's directory or URL, which must lead to the same place on every machine.
@@ -40,7 +40,7 @@ class ShardWorker:
         """
         logs.to_standard_error()
         self._where = {"run": run_id, "launch": launch, "worker": name}
-        self._store, self._run_id, self._gpus = store, run_id, gpus
+        self._store, self._run_id, self._demand = store, run_id, demand
         self._computing = threading.Lock()
 
     def ready(self) -> WorkerFacts:
@@ -52,7 +52,7 @@ class ShardWorker:
         began = time.perf_counter()
         manifest = Store.open(self._store).run(self._run_id).manifest
         identity = manifest.identity
-        self._device = device_with(self._gpus)
+        self._device = device_of(self._demand)
         self._directory = model_of(identity.weights, manifest.model).directory
         loaded = engine(self._directory, identity.weights, identity.compute_dtype, identity.attention, self._device)
         seconds = time.perf_counter() - began
@@ -68,7 +68,7 @@ class ShardWorker:
             seconds=seconds,
         )
 
-    def extract(self, shard: int, attempt: int) -> Receipt:
+    def extract(self, shard: int, attempt: int) -> Done:
         """Do one shard. Called by two threads at once, one shard is written while the other is computed.
 
         Args:
@@ -83,28 +83,52 @@ class ShardWorker:
         try:
             with self._computing:
                 work = begin(task)
-            if isinstance(work, Found):
-                log.info("found done", extra=where)
-                return work.receipt
-            receipt = work.commit()
-            if receipt is None:  # taken back meanwhile
+            done = work.commit()
+            if done is None:  # taken back meanwhile
                 with self._computing:
-                    receipt = extract_shard(task)
+                    done = extract_shard(task)
         except Exception as error:
             log.exception("failed", extra={**where, "reason": str(error)})
             raise
-        log.info("done", extra={**where, "rows": receipt.n_rows, "bytes": receipt.n_bytes, "seconds": dict(receipt.seconds)})
-        return receipt
+        log.info("found done" if isinstance(work, Committed) else "done", extra=where | _in_words(done))
+        return numbers_of(done)
 
 
-def plan_there(request: Request, location: str, gpus: float) -> str:
+def plan_there(request: Request, location: str, demand: Demand) -> str:
     """Plan a run on a machine that can load its model; the run's id."""
-    return plan_run(request, location, device_with(gpus)).run.run_id
+    return plan_run(request, location, device_of(demand)).run.run_id
 
 
-def device_with(gpus: float) -> str:
-    """Where a process with so many GPUs computes: Ray lets one that asked for none see them all."""
-    return all_devices() if gpus else "cpu"
+def device_of(demand: Demand) -> str:
+    """Where this process computes, held to its part of the machine: Ray counts what its workers take and limits nothing."""
+    import torch
+
+    torch.set_num_threads(demand.cpus)  # whatever OMP_NUM_THREADS says
+    if not demand.gpus:
+        return "cpu"
+    limit_gpu_memory(min(1.0, demand.gpus))
+    return all_devices()
+
+
+def numbers_of(done: Committed) -> Done:
+    """What a driver is told of a shard."""
+    receipt = done.receipt
+    return Done(
+        shard=receipt.shard,
+        entry=receipt.entry,
+        here=done.here,
+        n_rows=receipt.n_rows,
+        n_computed=receipt.n_computed,
+        n_bytes=receipt.n_bytes,
+        compute_seconds=receipt.seconds["compute"],
+        write_seconds=receipt.seconds["write"],
+    )
+
+
+def _in_words(done: Committed) -> dict[str, object]:
+    """For the log."""
+    receipt = done.receipt
+    return {"rows": receipt.n_rows, "bytes": receipt.n_bytes, "seconds": dict(receipt.seconds)}
 
 
 def _node() -> str:

@@ -63,8 +63,9 @@ def fit_token_budget(
         return _LEAST_GPU_TOKENS
     taken = torch.cuda.max_memory_allocated(loaded.device) - before
     torch.cuda.empty_cache()
-    free, _ = torch.cuda.mem_get_info(loaded.device)
-    return tokens_that_fit(free, taken / (len(trial) * len(trial[0].ids)))
+    free, total = torch.cuda.mem_get_info(loaded.device)
+    own = int(torch.cuda.get_per_process_memory_fraction(loaded.device) * total) - torch.cuda.memory_reserved(loaded.device)
+    return tokens_that_fit(min(free, own), taken / (len(trial) * len(trial[0].ids)))
 
 
 def tokens_that_fit(free_bytes: int, bytes_per_token: float) -> int:

@@ -234,6 +234,12 @@ def all_devices() -> str:
     return ",".join(f"cuda:{index}" for index in range(torch.cuda.device_count())) or default_device()
 
 
+def limit_gpu_memory(share: float) -> None:
+    """Keep this process to a share of each GPU that it may use, where others compute on the same; 1.0 for all of it."""
+    for index in range(torch.cuda.device_count()):
+        torch.cuda.set_per_process_memory_fraction(share, index)
+
+
 def _on_devices(model: Any, devices: tuple[torch.device, ...]) -> Any:
     try:
         return model.to(devices[0]) if len(devices) == 1 else spread(model, devices)

@@ -85,7 +85,7 @@ def remove_leftovers(store: Store, leftovers: Sequence[Leftover], grace_minutes:
 
 def _computing(run: StoredRun) -> Iterator[tuple[str, int]]:
     """Shards that living launches say they are computing, who have perhaps written nothing yet."""
-    for found in announced(run):
+    for found in announced(run, run.objects.clock):
         if found.alive:
             yield from ((run.run_id, shard) for shard in found.announcement.in_flight)
 

@@ -7,6 +7,7 @@ that a user is told who else is at it, and that `affectome status` works from an
 """
 
 import contextlib
+import functools
 import os
 import platform
 import random
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from pydantic import TypeAdapter
@@ -82,6 +84,8 @@ class Announcement:
     """The machine it was launched on."""
     pid: int
     """Its process there."""
+    processes: str
+    """Which processes its `pid` is one of: a host may hold several containers with processes of their own."""
     began: str
     """When, in ISO 8601, UTC."""
     state: State
@@ -119,22 +123,29 @@ class Announced:
         said = self.announcement
         if said.state != "working" or self.seconds > STALE_SECONDS:
             return False
-        return said.host != platform.node() or _process_exists(said.pid)
+        return said.processes != _processes() or _process_exists(said.pid)
 
 
 _ANNOUNCEMENT: TypeAdapter[Announcement] = TypeAdapter(Announcement)
 
 
-def announced(run: StoredRun) -> list[Announced]:
-    """What launches said of themselves, alive and dead, the oldest first; those that ended well left nothing."""
-    entries = [entry for entry in run.objects.entries(_DIRECTORY) if entry.key.endswith(".json")]
-    found = []
-    for entry in entries:
-        with contextlib.suppress(FileNotFoundError, ValueError):  # it ended in this moment; or another version wrote it
-            found.append((_ANNOUNCEMENT.validate_json(run.objects.read(entry.key)), entry.modified))
-    present = _clock(run) if found else 0.0
-    states = [Announced(said, max(0.0, present - modified)) for said, modified in found]
-    return sorted(states, key=lambda state: (state.announcement.began, state.announcement.launch))
+def announced(run: StoredRun, clock: Callable[[], float] = time.time) -> list[Announced]:
+    """What launches said of themselves, alive and dead, the oldest first; those that ended well left nothing.
+
+    Args:
+        clock: the present; where much depends on it, that of whoever keeps the store, which asking for writes there.
+    """
+    found = _said(run)
+    present = clock() if found else 0.0
+    return [Announced(said, max(0.0, present - modified)) for said, modified in found]
+
+
+def remove_dead(run: StoredRun) -> None:
+    """Remove what launches left that died or gave up: a later one has taken their place, or the run is complete."""
+    with contextlib.suppress(OSError):  # who may only read removes nothing
+        for found in announced(run):
+            if not found.alive:
+                run.objects.remove(_key(found.announcement.launch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,17 +171,18 @@ class Launch:
             launch=secrets.token_hex(4),
             host=platform.node(),
             pid=os.getpid(),
+            processes=_processes(),
             began=now(),
             state="working",
             retries={},
         )
-        self._key = f"{_DIRECTORY}/{self._said.launch}.json"
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._written = 0.0  # when the announcement was, by this process's monotonic clock
         self._logs: dict[int, int] = {}
         self._claimed: dict[tuple[str, int], float] = {}  # by launch and shard, since when others say they compute it
-        self._missing = frozenset(range(run.n_shards))
+        self._missing = set(range(run.n_shards))
 
     @property
     def name(self) -> str:
@@ -178,6 +190,7 @@ class Launch:
         return self._said.launch
 
     def __enter__(self) -> "Launch":
+        remove_dead(self.run)
         self.announce()
         self._thread.start()
         return self
@@ -186,7 +199,7 @@ class Launch:
         self._ended.set()
         self._thread.join()
         if kind is None and not self._said.quarantined and self._complete():
-            self._clear_up()
+            self._clear_up()  # a complete run has nothing to say but its receipts
         else:
             self.say(state="incomplete" if kind is None else "stopped", workers=())
             self.announce()
@@ -215,10 +228,10 @@ class Launch:
                 retries=self._said.retries if retries is None else dict(retries),
             )
 
-    def has(self, receipt: Receipt) -> None:
-        """Remember a shard of which the receipt is known, so that a survey need not read it."""
-        self._missing = self._missing - {receipt.shard}
-        self._logs[receipt.shard] = receipt.entry + 1
+    def has(self, shard: int, entry: int) -> None:
+        """Remember a shard whose log is known to end with a receipt, so that a survey need not read it."""
+        self._missing.discard(shard)
+        self._logs[shard] = entry + 1
 
     def survey(self) -> Survey:
         """What is left of the run, and what of it others are computing.
@@ -226,17 +239,16 @@ class Launch:
         Raises:
             ValueError: the last entry of a log is damaged.
         """
-        lengths = {shard: n for shard, n in self.run.log_lengths().items() if shard < self.run.n_shards}
-        for shard, length in lengths.items():
-            if self._logs.get(shard) != length:  # only what is new since the last survey is read
-                done = isinstance(self.run.log_entry(shard, length - 1), Receipt)
-                self._missing = self._missing - {shard} if done else self._missing | {shard}
-                self._logs[shard] = length
+        lengths = self.run.log_lengths()
+        new = {shard: n for shard, n in lengths.items() if shard < self.run.n_shards and self._logs.get(shard) != n}
+        done = {entry.shard for entry in self.run.last_entries(new) if isinstance(entry, Receipt)}
+        self._missing |= new.keys() - done  # a void entry takes a shard back
+        self._missing -= done
+        self._logs |= new
         others: tuple[Announcement, ...] = ()
         with contextlib.suppress(OSError):  # a hint that cannot be read is no hint
-            others = tuple(state.announcement for state in announced(self.run) if state.alive)
-        others = tuple(other for other in others if other.launch != self.name)
-        return Survey(self._missing, self._elsewhere(others), others)
+            others = self._living_others()
+        return Survey(frozenset(self._missing), self._elsewhere(others), others)
 
     def _elsewhere(self, others: Sequence[Announcement]) -> frozenset[int]:
         """What others are computing, less what they have claimed for too long."""
@@ -254,14 +266,22 @@ class Launch:
         with self._lock:
             document = _ANNOUNCEMENT.dump_json(self._said)
         with contextlib.suppress(OSError):  # a full disk is told by the shard that does not fit, not by a hint
-            self.run.objects.replace(self._key, document)
+            self.run.objects.replace(_key(self.name), document)
+            self._written = time.monotonic()
 
     def _clear_up(self) -> None:
-        """A complete run has nothing to say but its receipts."""
         with contextlib.suppress(OSError):
-            for state in announced(self.run):
-                if not state.alive or state.announcement.launch == self.name:
-                    self.run.objects.remove(f"{_DIRECTORY}/{state.announcement.launch}.json")
+            self.run.objects.remove(_key(self.name))
+        remove_dead(self.run)
+
+    def _living_others(self) -> tuple[Announcement, ...]:
+        """Other launches at work, by the clock that stamped this one's own announcement a few seconds ago."""
+        written = self._written
+        found = _said(self.run)
+        own = [modified for said, modified in found if said.launch == self.name]
+        present = own[0] + time.monotonic() - written if own else time.time()
+        others = (Announced(said, present - modified) for said, modified in found if said.launch != self.name)
+        return tuple(other.announcement for other in others if other.alive)
 
 
 def order_of(survey: Survey) -> list[int]:
@@ -320,11 +340,27 @@ def _this_process(run: StoredRun, shard: int, done: Sequence[int]) -> WorkerStat
     )
 
 
-def _clock(run: StoredRun) -> float:
+def _said(run: StoredRun) -> list[tuple[Announcement, float]]:
+    """Every announcement that can be read and when it was written, by the clock of whoever keeps the store."""
+    found = []
+    for entry in run.objects.entries(_DIRECTORY):
+        if entry.key.endswith(".json"):
+            with contextlib.suppress(FileNotFoundError, ValueError):  # it ended in this moment; or another version wrote it
+                found.append((_ANNOUNCEMENT.validate_json(run.objects.read(entry.key)), entry.modified))
+    return sorted(found, key=lambda each: (each[0].began, each[0].launch))
+
+
+def _key(launch: str) -> str:
+    return f"{_DIRECTORY}/{launch}.json"
+
+
+@functools.cache
+def _processes() -> str:
+    """The processes that this one can see, by the machine's start and the namespace; where there are none, by the host."""
     try:
-        return run.objects.clock()
-    except OSError:  # who may only read has no other clock than his own
-        return time.time()
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + f" {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return platform.node()
 
 
 def _process_exists(pid: int) -> bool:

@@ -55,37 +55,41 @@ def extract_shards(tasks: Iterable[ShardTask], on_rows: Callable[[int], None] = 
     """
     receipts: list[Receipt] = []
     with ThreadPoolExecutor(max_workers=1) as writer:
-        before: tuple[ShardTask, Future[Receipt | None]] | None = None
+        before: tuple[ShardTask, Future[Committed | None]] | None = None
         for task in tasks:
             work = begin(task, on_rows)
             if before is not None:  # so that no more than two shards are in memory
-                receipts.append(before[1].result() or extract_shard(before[0]))
+                receipts.append((before[1].result() or extract_shard(before[0])).receipt)
                 before = None
             if task.device == "cpu":
-                receipts.append(work.commit() or extract_shard(task))
+                receipts.append((work.commit() or extract_shard(task)).receipt)
             else:
                 before = task, writer.submit(work.commit)
         if before is not None:
-            receipts.append(before[1].result() or extract_shard(before[0]))
+            receipts.append((before[1].result() or extract_shard(before[0])).receipt)
     return receipts
 
 
-def extract_shard(task: ShardTask, on_rows: Callable[[int], None] = lambda _: None) -> Receipt:
-    """Compute one shard, make it durable and commit it; as `extract_shards`."""
-    (receipt,) = extract_shards([task], on_rows)
-    return receipt
+def extract_shard(task: ShardTask, on_rows: Callable[[int], None] = lambda _: None) -> "Committed":
+    """Compute one shard, make it durable and commit it, as often as it is taken back meanwhile; as `extract_shards`."""
+    while True:
+        done = begin(task, on_rows).commit()
+        if done is not None:
+            return done
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A shard that somebody has committed already."""
+class Committed:
+    """A shard that exists."""
 
     receipt: Receipt
     """Its receipt."""
+    here: bool
+    """Whether this attempt made it, and not one that was there before or came first."""
 
-    def commit(self) -> Receipt:
-        """There is nothing to do."""
-        return self.receipt
+    def commit(self) -> "Committed":
+        """There is nothing left to do."""
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +115,11 @@ class Attempt:
     compute_seconds: float
     """Wall time after that."""
 
-    def commit(self) -> Receipt | None:
+    def commit(self) -> Committed | None:
         """Make it durable and commit it.
 
         Returns:
-            The shard's receipt, which may be another attempt's; None where an entry took its place that voids what was before,
+            The shard, perhaps as another attempt committed it; None where an entry took its place that voids what was before,
             and the shard is to be done again.
         """
         began = time.perf_counter()
@@ -151,10 +155,13 @@ class Attempt:
             versions={name: importlib.metadata.version(name) for name in _RECORDED_LIBRARIES},
             finished=now(),
         )
-        return receipt if run.commit(receipt) else _end_of_log(run, shard)[1]
+        if run.commit(receipt):
+            return Committed(receipt, here=True)
+        _, other = _end_of_log(run, shard)
+        return Committed(other, here=False) if other is not None else None
 
 
-def begin(task: ShardTask, on_rows: Callable[[int], None] = lambda _: None) -> Found | Attempt:
+def begin(task: ShardTask, on_rows: Callable[[int], None] = lambda _: None) -> Committed | Attempt:
     """Compute one shard, unless somebody has committed it; `commit` of what is returned makes it durable.
 
     Two halves, so that one shard can be computed while another is written.
@@ -165,7 +172,7 @@ def begin(task: ShardTask, on_rows: Callable[[int], None] = lambda _: None) -> F
     run = Store.open(task.store).run(task.run_id)
     entry, receipt = _end_of_log(run, task.shard)
     if receipt is not None:
-        return Found(receipt)
+        return Committed(receipt, here=False)
     began = time.perf_counter()
     prompts = run.prompts(task.shard)
     row_offsets = offsets_of(prompts)

@@ -135,10 +135,20 @@ class StoredRun:
         Raises:
             ValueError: the last entry of a log is damaged.
         """
-        lengths = sorted((shard, length) for shard, length in self.log_lengths().items() if shard < self.n_shards)
+        return [entry for entry in self.last_entries(self.log_lengths()) if isinstance(entry, Receipt)]
+
+    def last_entries(self, lengths: Mapping[int, int]) -> list[LogEntry]:
+        """The last entry of each log of a shard that the run has, by shard; they are read concurrently.
+
+        Args:
+            lengths: of logs, as from `log_lengths`.
+
+        Raises:
+            ValueError: one is damaged.
+        """
         with ThreadPoolExecutor(self.objects.concurrency) as pool:
-            last = pool.map(lambda item: self.log_entry(item[0], item[1] - 1), lengths)
-            return [entry for entry in last if isinstance(entry, Receipt)]
+            there = sorted((shard, length) for shard, length in lengths.items() if shard < self.n_shards)
+            return list(pool.map(lambda item: self.log_entry(item[0], item[1] - 1), there))
 
     def missing_shards(self) -> list[int]:
         """Shards that do not exist.

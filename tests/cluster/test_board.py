@@ -144,6 +144,23 @@ def test_the_retries_of_a_few_bad_shards_are_not_nothing_works() -> None:
 def test_a_shard_that_exists_is_over_even_if_its_holder_never_says_so() -> None:
     board = Board([4])
     assert board.give("hung", 0.0) == 4
+    assert board.learn((), ()) == []  # it may be about to
     assert board.learn((), ()) == [4]
     assert board.over
     assert not board.done(4, "hung", 1.0)
+
+
+def test_a_shard_that_exists_is_left_for_one_survey_to_whoever_holds_it_here() -> None:
+    board = Board(range(2))
+    assert board.give("w0", 0.0) == 0
+    assert board.learn({1}, ()) == []
+    assert board.done(0, "w0", 1.0)
+
+
+def test_a_shard_that_exists_and_whose_holder_died_is_found() -> None:
+    board = Board(range(1))
+    board.give("w0", 0.0)
+    assert board.learn((), ()) == []
+    board.lost(0, "w0")
+    assert board.learn((), ()) == [0]
+    assert board.over

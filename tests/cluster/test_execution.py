@@ -41,6 +41,24 @@ def test_gpus_of_a_node_share_its_cpus() -> None:
     assert demand_of(Execution(address="auto"), [{"CPU": 16}, {"CPU": 8}]) == Demand(8, 0.0)
 
 
+def test_workers_asked_for_share_the_cpus_of_a_cluster_so_that_all_have_room() -> None:
+    assert demand_of(Execution(address="auto", workers=4), [{"CPU": 16}]) == Demand(4, 0.0)
+    assert demand_of(Execution(address="auto", workers=4), [{"CPU": 64}, {"CPU": 4}]) == Demand(16, 0.0)
+    assert demand_of(Execution(address="auto", workers=1), [{"CPU": 64}, {"CPU": 4}]) == Demand(64, 0.0)
+    assert demand_of(Execution(address="auto", workers=99), [{"CPU": 4}]) == Demand(1, 0.0)
+    assert demand_of(Execution(address="auto", workers=2), [{"CPU": 16, "GPU": 4}]) == Demand(4, 1.0)
+
+
+@given(NODES, st.integers(1, 40))
+def test_no_more_cpus_would_leave_room_for_the_workers_asked_for(nodes: list[dict[str, float]], workers: int) -> None:
+    nodes = [{"CPU": node["CPU"]} for node in nodes]
+    if not any(node["CPU"] for node in nodes):
+        return
+    demand = demand_of(Execution(address="auto", workers=workers), nodes)
+    assert room(demand, nodes) >= min(workers, sum(int(node["CPU"]) for node in nodes))
+    assert room(Demand(demand.cpus + 1, 0.0), nodes) < workers
+
+
 def test_workers_here_share_the_processors() -> None:
     assert demand_here(Execution(workers=1), 0) == (1, Demand(HERE, 0.0))
     assert demand_here(Execution(workers=2 * HERE), 0) == (2 * HERE, Demand(1, 0.0))

@@ -1,10 +1,10 @@
 """Launches of one run tell each other what they are at; a dead, lying or unreadable announcement costs nothing but time."""
 
 import os
-import platform
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +36,13 @@ def announce(run: StoredRun, launch: Launch, *shards: int) -> None:
     """Let a launch say at once what it would say with its next beat."""
     launch.say(workers=at(*shards))
     launch.announce()
+
+
+def launch_elsewhere(run: StoredRun, monkeypatch: pytest.MonkeyPatch) -> Launch:
+    """A launch of another machine, whose process nobody here can look for."""
+    with monkeypatch.context() as there:
+        there.setattr(launches, "_processes", lambda: "far away")
+        return Launch(run)
 
 
 def test_a_launch_alone_does_every_shard_in_order_and_leaves_no_announcement(run: StoredRun) -> None:
@@ -99,28 +106,59 @@ os._exit(1)
 def test_a_launch_of_another_machine_counts_as_alive_until_it_was_silent_for_a_minute(
     run: StoredRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(platform, "node", lambda: "far-away")
-    far = Launch(run)
+    far = launch_elsewhere(run, monkeypatch)
     announce(run, far, 2)
-    monkeypatch.undo()
-    (found,) = announced(run)
-    assert found.alive
+    assert [found.alive for found in announced(run)] == [True]
     assert isinstance(run.objects, LocalObjects)
-    (path,) = (run.objects.root / "launches").glob("*.json")
-    long_ago = path.stat().st_mtime - launches.STALE_SECONDS - 1
-    os.utime(path, (long_ago, long_ago))
-    (found,) = announced(run)
-    assert not found.alive
+    path = run.objects.root / "launches" / f"{far.name}.json"
+    with Launch(run) as launch:
+        assert launch.survey().elsewhere == {2}
+        long_ago = path.stat().st_mtime - launches.STALE_SECONDS - 1
+        os.utime(path, (long_ago, long_ago))
+        assert [found.alive for found in announced(run) if found.announcement.launch == far.name] == [False]
+        assert launch.survey().elsewhere == frozenset()
+
+
+def test_the_silence_of_others_is_told_by_the_clock_of_the_store(run: StoredRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's own clock may be wrong by hours."""
+    announce(run, launch_elsewhere(run, monkeypatch), 2)
+    with Launch(run) as launch:
+        monkeypatch.setattr(time, "time", lambda: 0.0)
+        assert launch.survey().elsewhere == {2}
+        monkeypatch.setattr(time, "time", lambda: 1e12)
+        assert launch.survey().elsewhere == {2}
+
+
+def test_asking_who_is_at_work_writes_nothing(run: StoredRun) -> None:
+    assert isinstance(run.objects, LocalObjects)
+    with Launch(run):
+        before = sorted((path, path.stat().st_mtime_ns) for path in run.objects.root.rglob("*"))
+        assert len(announced(run)) == 1
+        assert sorted((path, path.stat().st_mtime_ns) for path in run.objects.root.rglob("*")) == before
+
+
+def test_a_launch_takes_the_place_of_dead_ones_and_of_those_that_gave_up(
+    run: StoredRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RuntimeError), Launch(run):
+        raise RuntimeError
+    living = launch_elsewhere(run, monkeypatch)
+    living.announce()
+    with Launch(run) as launch:
+        assert {found.announcement.launch for found in announced(run)} == {living.name, launch.name}
 
 
 def test_a_launch_that_failed_says_stopped_and_one_that_gave_up_says_incomplete(run: StoredRun) -> None:
     with pytest.raises(RuntimeError), Launch(run):
         raise RuntimeError
+    (stopped,) = announced(run)
+    assert (stopped.announcement.state, stopped.announcement.quarantined) == ("stopped", ())
+    given_up = (Quarantined(shard=2, attempts=3, reason="why"),)
     with Launch(run) as launch:
         finish(run, 0, 1)
-        launch.say(workers=(), quarantined=(Quarantined(shard=2, attempts=3, reason="why"),))
-    states = {found.announcement.state: found.announcement.quarantined for found in announced(run)}
-    assert states == {"stopped": (), "incomplete": (Quarantined(shard=2, attempts=3, reason="why"),)}
+        launch.say(workers=(), quarantined=given_up)
+    (incomplete,) = announced(run)
+    assert (incomplete.announcement.state, incomplete.announcement.quarantined) == ("incomplete", given_up)
 
 
 def test_announcements_that_cannot_be_read_or_written_stop_nothing(run: StoredRun) -> None:
