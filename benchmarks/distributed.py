@@ -199,7 +199,9 @@ class SimulatedPool:
 
     def __init__(self, n_workers: int, location: str, run_id: str, seconds: float) -> None:
         import ray
+        import store
 
+        ray.cloudpickle.register_pickle_by_value(store)  # type: ignore[no-untyped-call]  # workers do not import from here
         self._n_workers = n_workers
         actor = ray.remote(SimulatedWorkers).options(num_cpus=1, max_concurrency=2 * n_workers)
         self._actors: list[Any] = [actor.remote(location, run_id, seconds) for _ in range(ACTORS)]

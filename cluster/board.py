@@ -5,7 +5,7 @@ does not hold up the rest and one that was merely unlucky meets another worker; 
 fixed parts beforehand was rejected: the slowest worker would decide, and what a dead one had would be lost.
 """
 
-import statistics
+from bisect import insort
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -55,8 +55,7 @@ class Board:
         self._held: dict[int, float] = {}  # since when, the one held longest first
         self._elsewhere: frozenset[int] = frozenset()
         self._awaited: set[int] = set()  # exist, and a holder here is to say so
-        self._seconds: list[float] = []
-        self._limit, self._limit_of = _STRAGGLE_SECONDS_WHEN_UNKNOWN, 0
+        self._seconds: list[float] = []  # that shards took, ascending
         self._failed_in_a_row: set[int] = set()  # distinct shards: the retries of a few bad ones say nothing of the others
         self._last_reason = ""
         self.given_up: list[GivenUp] = []
@@ -116,7 +115,7 @@ class Board:
         if state is None:
             return False
         if worker in state.holders:
-            self._seconds.append(now - state.holders[worker])
+            insort(self._seconds, now - state.holders[worker])
         self._forget(shard)
         return True
 
@@ -190,11 +189,10 @@ class Board:
         return None
 
     def _straggle_seconds(self) -> float:
-        """How long a shard may be held before it is given to a second worker; sorted anew only when a time was added."""
-        if self._limit_of != len(self._seconds):
-            self._limit = max(_LEAST_STRAGGLE_SECONDS, _STRAGGLES * statistics.median(self._seconds))
-            self._limit_of = len(self._seconds)
-        return self._limit
+        """How long a shard may be held before it is given to a second worker."""
+        if not self._seconds:
+            return _STRAGGLE_SECONDS_WHEN_UNKNOWN
+        return max(_LEAST_STRAGGLE_SECONDS, _STRAGGLES * self._seconds[len(self._seconds) // 2])
 
     def _let_go(self, shard: int, worker: str) -> None:
         holders = self._shards[shard].holders

@@ -33,7 +33,7 @@ from extract.launches import Launch, Quarantined, Survey, WorkerState, order_of
 _TICK_SECONDS = 1.0
 _HIRE_SECONDS = 2.0
 _SURVEY_SECONDS = 10.0
-_SURVEY_SECONDS_WHEN_IDLE = 1.0
+_SURVEY_SECONDS_WHEN_WAITING = 1.0  # for other launches, of which nothing is heard but what they write
 _RATE_SECONDS = 30.0
 _PATIENCE_SECONDS = 30.0
 _MOST_FAILED_STARTS = 3
@@ -71,6 +71,11 @@ class _Worker:
     """Their rows."""
     since: str = field(default_factory=now)
     """Since when it is in its state."""
+
+    @property
+    def free(self) -> bool:
+        """Whether it can take one more shard."""
+        return self.facts is not None and len(self.shards) < self.facts.depth
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +121,7 @@ class _Driver:
         self._board = Board(order_of(survey))
         self._board.learn(survey.missing, survey.elsewhere)
         self._workers: dict[str, _Worker] = {}
+        self._free: dict[str, _Worker] = {}  # of them; asking a thousand after each message would cost more than the message
         self._n_hired = 0
         self._messages: SimpleQueue[_Message] = SimpleQueue()
         self._attempts: dict[int, int] = {}
@@ -132,8 +138,8 @@ class _Driver:
         while not self._board.over:
             if self._hiring.due(_HIRE_SECONDS):
                 self._hire()
-            idle = self._give()
-            if self._surveying.due(_SURVEY_SECONDS_WHEN_IDLE if idle else _SURVEY_SECONDS):
+            self._give()
+            if self._surveying.due(_SURVEY_SECONDS_WHEN_WAITING if self._board.only_elsewhere else _SURVEY_SECONDS):
                 self._survey()
             if self._telling.due(_TICK_SECONDS):
                 self._tell_state()
@@ -173,6 +179,7 @@ class _Driver:
 
     def _joined(self, worker: _Worker, facts: WorkerFacts) -> None:
         worker.facts, worker.since = facts, now()
+        self._free[worker.name] = worker
         self._failed_starts.clear()
         self._quiet_since = time.monotonic()
         self._began = self._began or time.monotonic()
@@ -181,6 +188,7 @@ class _Driver:
     def _left(self, worker: _Worker, error: BaseException) -> None:
         """A worker died, or could not start."""
         del self._workers[worker.name]
+        self._free.pop(worker.name, None)
         kind, reason = self._pool.what_happened(error, worker.facts)
         self._tell(WorkerLeft(worker.name, reason, lost=kind == "lost"))
         worker.hired.dismiss()
@@ -202,25 +210,27 @@ class _Driver:
 
     # Shards.
 
-    def _give(self) -> bool:
-        """Give shards to whoever is free.
-
-        Returns:
-            Whether somebody stayed free.
-        """
-        present = time.monotonic()
-        for worker in self._workers.values():
-            while worker.facts is not None and len(worker.shards) < worker.facts.depth:
+    def _give(self) -> None:
+        """Give shards to whoever is free."""
+        present, since = time.monotonic(), now()
+        for worker in list(self._free.values()):
+            while worker.free:
                 shard = self._board.give(worker.name, present)
                 if shard is None and not worker.shards:
-                    return True  # what is nothing for one that is idle is nothing for the others
+                    return  # what is nothing for one that is idle is nothing for the others
                 if shard is None:
                     break
                 worker.shards.append(shard)
-                worker.since = now()
+                worker.since = since
                 self._attempts[shard] = self._attempts.get(shard, 0) + 1
                 self._expect(worker.hired.extract(shard, self._attempts[shard]), worker.name, shard)
-        return False
+            if not worker.free:
+                del self._free[worker.name]
+
+    def _let_go(self, worker: _Worker, shard: int) -> None:
+        """A worker that is still there has no more to do with a shard."""
+        worker.shards.remove(shard)
+        self._free[worker.name] = worker
 
     def _done(self, worker: _Worker, done: Done) -> None:
         present = time.monotonic()
@@ -271,12 +281,12 @@ class _Driver:
                 self._left(worker, error)
             return
         if error is None:
-            worker.shards.remove(message.shard)
+            self._let_go(worker, message.shard)
             self._done(worker, message.answer.result())
             return
         kind, reason = self._pool.what_happened(error, worker.facts)
         if kind == "error":
-            worker.shards.remove(message.shard)
+            self._let_go(worker, message.shard)
             self._attempt_failed(message.shard, worker, kind, reason)
         else:
             self._left(worker, error)

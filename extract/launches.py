@@ -14,7 +14,7 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,7 @@ from typing import Literal
 from pydantic import TypeAdapter
 
 from extract.documents import Receipt, now
+from extract.objects import Entry
 from extract.store import StoredRun
 
 BEAT_SECONDS = 10.0
@@ -135,7 +136,7 @@ def announced(run: StoredRun, clock: Callable[[], float] = time.time) -> list[An
     Args:
         clock: the present; where much depends on it, that of whoever keeps the store, which asking for writes there.
     """
-    found = _said(run)
+    found = _said(run, run.objects.entries(_DIRECTORY))
     present = clock() if found else 0.0
     return [Announced(said, max(0.0, present - modified)) for said, modified in found]
 
@@ -276,11 +277,10 @@ class Launch:
 
     def _living_others(self) -> tuple[Announcement, ...]:
         """Other launches at work, by the clock that stamped this one's own announcement a few seconds ago."""
-        written = self._written
-        found = _said(self.run)
-        own = [modified for said, modified in found if said.launch == self.name]
-        present = own[0] + time.monotonic() - written if own else time.time()
-        others = (Announced(said, present - modified) for said, modified in found if said.launch != self.name)
+        written, entries = self._written, {entry.key: entry for entry in self.run.objects.entries(_DIRECTORY)}
+        own = entries.pop(_key(self.name), None)
+        present = own.modified + time.monotonic() - written if own else time.time()
+        others = (Announced(said, present - modified) for said, modified in _said(self.run, entries.values()))
         return tuple(other.announcement for other in others if other.alive)
 
 
@@ -340,10 +340,10 @@ def _this_process(run: StoredRun, shard: int, done: Sequence[int]) -> WorkerStat
     )
 
 
-def _said(run: StoredRun) -> list[tuple[Announcement, float]]:
+def _said(run: StoredRun, entries: Iterable[Entry]) -> list[tuple[Announcement, float]]:
     """Every announcement that can be read and when it was written, by the clock of whoever keeps the store."""
     found = []
-    for entry in run.objects.entries(_DIRECTORY):
+    for entry in entries:
         if entry.key.endswith(".json"):
             with contextlib.suppress(FileNotFoundError, ValueError):  # it ended in this moment; or another version wrote it
                 found.append((_ANNOUNCEMENT.validate_json(run.objects.read(entry.key)), entry.modified))
