@@ -38,16 +38,21 @@ class RayCluster:
         """One more node."""
         self.nodes.append(self._cluster.add_node(num_cpus=n_cpus, wait=False))
 
-    def kill_node(self, index: int) -> None:
-        """SIGKILL a node's raylet: its workers find out by themselves."""
+    def kill_raylet(self, index: int) -> None:
+        """SIGKILL a node's raylet alone: its workers find out by themselves."""
         node = self.nodes.pop(index)
-        (raylet,) = node.all_processes["raylet"]
-        raylet.process.kill()
+        kill([_raylet(node)])
         self._killed.append(node)
 
-    def worker_pids(self) -> list[int]:
-        """Processes of its living nodes that compute shards."""
-        raylets = {node.all_processes["raylet"][0].process.pid for node in self.nodes}
+    def kill_node(self, index: int) -> None:
+        """SIGKILL a node's raylet and workers in one moment, as when its machine is switched off."""
+        workers = self.worker_pids(self.nodes[index : index + 1])
+        self.kill_raylet(index)
+        kill(workers)
+
+    def worker_pids(self, nodes: Sequence[Any] | None = None) -> list[int]:
+        """Processes that compute shards on some of its nodes; on all that live, without any named."""
+        raylets = {_raylet(node) for node in (self.nodes if nodes is None else nodes)}
         return [pid for pid in processes(WORKER) if parent(pid) in raylets]
 
     def worker_log(self) -> Iterator[dict[str, Any]]:
@@ -108,6 +113,11 @@ def ray_cluster(n_nodes: int, n_cpus: int = 1) -> Iterator[RayCluster]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _raylet(node: Any) -> int:
+    (raylet,) = node.all_processes["raylet"]
+    return int(raylet.process.pid)
 
 
 def kill(pids: Sequence[int], number: int = signal.SIGKILL) -> None:

@@ -188,6 +188,22 @@ def test_a_killed_worker_is_replaced(tiny_model: Model, alone: Path, tmp_path: P
 
 
 @pytest.mark.slow
+def test_a_worker_that_is_killed_for_lack_of_memory_is_told_as_that(tiny_model: Model, tmp_path: Path) -> None:
+    """By Ray's own monitor, which is told to kill where a thousandth of the machine's memory is in use."""
+    full = {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "100"}
+    launch = start(command(tiny_model, tmp_path / "store", "--workers", "1"), full)
+    assert launch.stderr is not None
+    said = ""
+    for line in launch.stderr:
+        said += line
+        if "left: " in line:
+            break
+    launch.terminate()
+    launch.communicate(timeout=60)
+    assert "worker w0 left: its worker was killed because its node ran low on memory" in said
+
+
+@pytest.mark.slow
 def test_a_launch_that_is_told_to_stop_says_so_in_the_store_and_can_be_gone_on_with(
     tiny_model: Model, alone: Path, tmp_path: Path, cluster: RayCluster
 ) -> None:

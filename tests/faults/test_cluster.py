@@ -1,4 +1,4 @@
-"""A run on a Ray cluster of three nodes while workers, nodes and the driver are killed, held against a quiet run."""
+"""A run on a Ray cluster while workers, raylets, whole nodes and the driver are killed, held against a quiet run."""
 
 import json
 import os
@@ -62,7 +62,7 @@ class Faults:
         self._launch = launch
         self._chance = np.random.default_rng(seed)
         self._kill_driver_at = kill_driver_at
-        self.counts = {"worker": 0, "node": 0, "driver": 0}
+        self.counts = {"worker": 0, "raylet": 0, "node": 0, "driver": 0}
         """What was killed, and how often."""
 
     def until_done(self) -> "subprocess.Popen[bytes]":
@@ -82,13 +82,16 @@ class Faults:
         return driver
 
     def _disturb(self) -> None:
-        workers = self._cluster.worker_pids()
-        if workers and self._chance.random() < 0.5:
+        workers, node = self._cluster.worker_pids(), int(self._chance.integers(len(self._cluster.nodes)))
+        fault = str(self._chance.choice(["worker", "raylet", "node"], p=[0.5, 0.25, 0.25]))
+        if fault == "worker" and workers:
             kill([int(self._chance.choice(workers))])
-            self.counts["worker"] += 1
+        elif fault == "node":
+            self._cluster.kill_node(node)
         else:
-            self._cluster.kill_node(int(self._chance.integers(len(self._cluster.nodes))))
-            self.counts["node"] += 1
+            fault = "raylet"
+            self._cluster.kill_raylet(node)
+        self.counts[fault] += 1
         if len(self._cluster.nodes) < _MOST_NODES:
             self._cluster.add_node()
 
@@ -122,7 +125,7 @@ def test_a_run_disturbed_every_20_s_equals_a_quiet_one(
     usual = float(np.median(recoveries)) if recoveries else 0.0
     row.note = f"{faults.counts}, {twice:.1%} of {run.n_shards} shards done twice, a shard is back after {usual:.1f} s (median)"
     assert faults.counts["driver"] == 1
-    assert faults.counts["worker"] + faults.counts["node"] >= 3
+    assert sum(faults.counts.values()) >= 4
     assert twice < 0.10, row.note
     assert row.harmless, row
 
