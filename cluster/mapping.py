@@ -34,7 +34,7 @@ class _RayTasks:
         self, function: Callable[[Item], Result], items: Sequence[Item], on_done: Callable[[int], None] = ignore
     ) -> list[Result]:
         import ray
-        from ray.exceptions import RayTaskError
+        from ray.exceptions import RayError, RayTaskError
 
         task = ray.remote(_call).options(num_cpus=1, max_retries=_MOST_RETRIES)  # each computes with one thread
         shared = ray.put(function)  # once, with whatever arrays it refers to
@@ -49,6 +49,11 @@ class _RayTasks:
             for reference in waiting:
                 ray.cancel(reference)
             raise error.cause from error
+        except RayError as error:
+            why = str(error).strip().partition("\n")[0]
+            raise RuntimeError(
+                f"the analysis was lost, in {_MOST_RETRIES} tries: {why}; nothing was kept, so start it again"
+            ) from error
 
 
 def _call(function: Callable[[Any], Any], item: Any) -> Any:

@@ -157,7 +157,7 @@ def _join(ray: Any, address: str) -> None:
     except (Exception, SystemExit) as error:  # ConnectionError, AuthenticationError, RuntimeError, an exit: as Ray likes
         if isinstance(error, SystemExit) and error.code != 1:  # a signal
             raise
-        raise _cannot_join(address, str(error).strip().partition("\n")[0] or type(error).__name__) from error
+        raise _cannot_join(address, _in_a_line(error)) from error
 
 
 def _check_reachable(address: str) -> None:
@@ -169,6 +169,12 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
     except OSError as error:
         raise _cannot_join(address, f"nobody answers there ({error.strerror or error})") from error
+
+
+def _in_a_line(error: BaseException) -> str:
+    """The first line of what may be pages; where that only announces a cause, the last as well, which names it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
 
 
 def _cannot_join(address: str, why: str) -> ValueError:

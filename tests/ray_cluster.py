@@ -82,8 +82,12 @@ class RayCluster:
 
 
 @contextlib.contextmanager
-def ray_cluster(n_nodes: int, n_cpus: int = 1) -> Iterator[RayCluster]:
-    """A cluster on the loopback interface with token authentication."""
+def ray_cluster(n_nodes: int, n_cpus: int = 1, client_port: int | None = None) -> Iterator[RayCluster]:
+    """A cluster on the loopback interface with token authentication.
+
+    Args:
+        client_port: where its head listens for ray://; without it, nowhere.
+    """
     environment = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": OWN_TOKEN,
@@ -96,7 +100,8 @@ def ray_cluster(n_nodes: int, n_cpus: int = 1) -> Iterator[RayCluster]:
         from ray.cluster_utils import Cluster
 
         read_settings_again()
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        head = {"num_cpus": 0, "include_dashboard": False, "ray_client_server_port": client_port}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         found = RayCluster(cluster, environment)
         found._killed = []
         try:

@@ -109,6 +109,18 @@ def test_a_running_cluster_is_joined_and_the_run_is_planned_there(
 
 
 @pytest.mark.slow
+def test_a_cluster_is_joined_from_outside_by_rays_client(tiny_model: Model, alone: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    with ray_cluster(1, client_port=port) as cluster:
+        words = command(tiny_model, tmp_path / "store", "--address", f"ray://127.0.0.1:{port}")
+        done = subprocess.run(words, env=os.environ | cluster.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert same(tmp_path / "store", alone)
+
+
+@pytest.mark.slow
 def test_what_was_done_is_exported_for_prometheus(tiny_model: Model, tmp_path: Path, cluster: RayCluster) -> None:
     words = command(tiny_model, tmp_path / "store", "--limit", "44", "--address", cluster.address)
     done = subprocess.run(words, env=os.environ | cluster.environment, capture_output=True, text=True)
