@@ -19,7 +19,7 @@ from extract.documents import Manifest, Receipt
 from extract.encoding import Layout, Values, numpy_dtype
 from extract.sites import Site
 from extract.store import Store as StoredRuns
-from extract.store import StoredRun
+from extract.stored_run import StoredRun
 
 
 @dataclass(frozen=True, slots=True)

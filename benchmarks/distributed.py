@@ -44,7 +44,8 @@ from extract.launches import Launch
 from extract.packages import BUILTIN
 from extract.request import Request
 from extract.shard import Committed
-from extract.store import Store, StoredRun
+from extract.store import Store
+from extract.stored_run import StoredRun
 
 LAYERS, SITES = 31, ("resid.last", "resid.mean")
 ROWS, ROWS_PER_SHARD = 400_000, 200

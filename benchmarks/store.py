@@ -38,7 +38,8 @@ from extract.identity import Identity
 from extract.objects import LocalObjects
 from extract.request import DEFAULT_DATE
 from extract.run import rows_per_shard
-from extract.store import Store, StoredRun
+from extract.store import Store
+from extract.stored_run import StoredRun
 
 LAYERS, WIDTH = 31, 576
 SITE = "resid.last"

@@ -27,7 +27,8 @@ from extract.models import models_directory
 from extract.objects import open_objects
 from extract.packages import PACKAGED
 from extract.request import Request
-from extract.store import Store, StoredRun
+from extract.store import Store
+from extract.stored_run import StoredRun
 
 log = logging.getLogger("affectome.launch")
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from extract.documents import Receipt
 from extract.launches import Announced, Quarantined, announced
-from extract.store import StoredRun
+from extract.stored_run import StoredRun
 
 RATE_SECONDS = 300.0
 """The rate is that of the shards which were finished within so many seconds."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from extract.documents import Receipt, StoredObject
 from extract.encoding import METADATA_KEY, Layout, Values, decode_into
 from extract.objects import Objects
-from extract.store import attempt_prefix, read_checked
+from extract.stored_run import attempt_prefix, read_checked
 
 
 @dataclass(frozen=True, slots=True)

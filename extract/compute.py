@@ -22,7 +22,7 @@ from extract.pooling import reach
 from extract.prefix import Prefix
 from extract.rotary import apart
 from extract.sites import Site
-from extract.store import StoredRun
+from extract.stored_run import StoredRun
 from extract.tokens import Prompt
 
 

@@ -17,7 +17,8 @@ from extract.documents import Receipt
 from extract.durable import is_unfinished
 from extract.launches import announced
 from extract.objects import Entry
-from extract.store import Store, StoredRun, attempt_prefix
+from extract.store import Store
+from extract.stored_run import StoredRun, attempt_prefix
 
 _ATTEMPT = re.compile(r"shards/(\d{6,})-[0-9a-f]{8}")
 GRACE_MINUTES = 60.0

@@ -1,9 +1,9 @@
 """Who is at work on a run: each launch says so in the store, and shares the shards with the others it finds there.
 
-An announcement is a hint, never a lock: the receipts' log alone decides what counts (extract.store), so a wrong or lost one
-costs at most a shard computed twice. A lock was rejected because a launch that died would hold it, and one that sleeps through
-a lease would break it. What hints give is that two launches of one run share its shards instead of doing all of them twice,
-that a user is told who else is at it, and that `affectome status` works from any machine with nothing but the store.
+An announcement is a hint, never a lock: the receipts' log alone decides what counts (extract.stored_run), so a wrong or lost
+one costs at most a shard computed twice. A lock was rejected because a launch that died would hold it, and one that sleeps
+through a lease would break it. What hints give is that two launches of one run share its shards instead of doing all of them
+twice, that a user is told who else is at it, and that `affectome status` works from any machine with nothing but the store.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 
 from extract.documents import Receipt, now
 from extract.objects import Entry
-from extract.store import StoredRun
+from extract.stored_run import StoredRun
 
 BEAT_SECONDS = 10.0
 """How often a launch says that it is alive."""

@@ -24,7 +24,8 @@ from extract.objects import Objects
 from extract.request import LEAST_ROWS_PER_SHARD, LEAST_SHARDS, MOST_ROWS_PER_SHARD, SHARD_BYTES, Request
 from extract.shard import ShardTask, extract_shards
 from extract.sites import Site, parse_layers, parse_sites
-from extract.store import RUN_FILE, Store, StoredRun, through_parquet
+from extract.store import RUN_FILE, Store
+from extract.stored_run import StoredRun, through_parquet
 from extract.templates import Template
 from extract.tokens import Prompt, continued, offsets_of
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from extract.compute import Computed, compute_shard
 from extract.documents import Receipt, now
 from extract.engine import engine
-from extract.store import Store, StoredRun
+from extract.store import Store
+from extract.stored_run import StoredRun
 from extract.tokens import Prompt, offsets_of, tokens_digest
 
 _RECORDED_LIBRARIES = ("affectome", "torch", "transformers", "tokenizers", "zarr", "numpy")

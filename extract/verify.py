@@ -21,7 +21,8 @@ from extract.corpus import texts_digest
 from extract.documents import Receipt, StoredObject
 from extract.encoding import METADATA_KEY, Layout, is_finite
 from extract.objects import Objects
-from extract.store import Store, StoredRun, attempt_prefix, prompts_of, read_checked
+from extract.store import Store
+from extract.stored_run import StoredRun, attempt_prefix, prompts_of, read_checked
 from extract.tokens import offsets_of, tokens_digest
 
 

@@ -11,7 +11,8 @@ from extract.corpus import texts_digest
 from extract.documents import Manifest, Receipt, StoredObject, now
 from extract.identity import Identity
 from extract.request import DEFAULT_DATE
-from extract.store import Store, StoredRun
+from extract.store import Store
+from extract.stored_run import StoredRun
 from extract.tokens import Prompt, offsets_of, tokens_digest
 
 SITES = ("resid.all", "resid.last")

@@ -23,7 +23,8 @@ from extract.packages import BUILTIN
 from extract.request import DEFAULT_DATE, DEFAULT_SITES, MOST_ROWS_PER_SHARD, Request
 
 if TYPE_CHECKING:  # what computes is imported by the commands that compute: it takes seconds to load
-    from extract.store import Store, StoredRun
+    from extract.store import Store
+    from extract.stored_run import StoredRun
     from extract.verify import Verdict
 
 

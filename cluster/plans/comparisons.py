@@ -17,7 +17,8 @@ from analyze.results import Kept
 from cluster.plans.holdings import Holdings, peers_of, pooled_sites
 from cluster.plans.schema import Analyses
 from extract.documents import now
-from extract.store import Store, StoredRun
+from extract.store import Store
+from extract.stored_run import StoredRun
 
 _DIRECTORY = "comparisons"
 _FILE = "comparison.json"

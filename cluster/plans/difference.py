@@ -10,7 +10,7 @@ from cluster.plans.models import PassedOver, PlannedModel
 from cluster.plans.schema import Analyses, CorpusEntry, PlanFile, TemplateEntry
 from extract.corpus import Corpus, read_corpus
 from extract.request import Request
-from extract.store import StoredRun
+from extract.stored_run import StoredRun
 
 
 class Step(StrEnum):

@@ -24,7 +24,8 @@ from extract.loading import load_tokenizer
 from extract.models import find_model
 from extract.request import Request
 from extract.sites import Site, parse_layers, parse_sites
-from extract.store import STORE_FILE, Store, StoredRun, through_parquet
+from extract.store import STORE_FILE, Store
+from extract.stored_run import StoredRun, through_parquet
 from extract.templates import CHAT, Template
 
 LAYER_SITE = "resid.last"

@@ -20,7 +20,7 @@ from cluster.plans.difference import Gap, Step, difference, targets
 from cluster.plans.holdings import LAYER_SITE, Holdings, pooled_sites
 from cluster.plans.models import PassedOver, resolve
 from cluster.plans.schema import Analyses, PlanFile
-from extract.store import StoredRun
+from extract.stored_run import StoredRun
 
 _LONGEST_SENTENCE = 400
 

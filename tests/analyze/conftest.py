@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from analyze.query import Run
 from extract.encoding import to_stored
-from extract.store import Store, StoredRun
+from extract.store import Store
+from extract.stored_run import StoredRun
 from tests.planted import IDENTITY, manifest_of, receipt_of
 
 Columns = Mapping[str, Sequence[object]]

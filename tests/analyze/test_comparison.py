@@ -16,7 +16,7 @@ from analyze.persistence import HalfLife, PersistenceResult, measure_persistence
 from analyze.probes import probe_layers
 from analyze.query import Run
 from analyze.scores import Interval
-from extract.store import StoredRun
+from extract.stored_run import StoredRun
 from tests.analyze.conftest import Plant
 
 N = 60

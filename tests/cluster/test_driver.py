@@ -18,7 +18,7 @@ from extract.launches import Launch
 from extract.models import Model
 from extract.request import Request
 from extract.run import plan_run
-from extract.store import StoredRun
+from extract.stored_run import StoredRun
 from extract.verify import verify
 
 ROWS, ROWS_PER_SHARD = 32, 4

@@ -18,7 +18,8 @@ from extract.launches import announced
 from extract.models import Model
 from extract.request import Request
 from extract.run import extract_missing, plan_run
-from extract.store import Store, StoredRun
+from extract.store import Store
+from extract.stored_run import StoredRun
 from tests.faults.around import compare, local_objects, read_around
 from tests.ray_cluster import WORKER, RayCluster, kill, processes, ray_cluster
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from cluster.status import RATE_SECONDS, recent_rate, run_status, stage_seconds
 from extract.documents import Receipt
 from extract.launches import Launch, Quarantined, WorkerState
-from extract.store import Store, StoredRun
+from extract.store import Store
+from extract.stored_run import StoredRun
 from tests.planted import ROWS, plant_run, receipt_of, write_planted
 
 AFFECTOME = Path(sys.executable).with_name("affectome")

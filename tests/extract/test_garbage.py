@@ -13,7 +13,8 @@ from extract.documents import Receipt, now
 from extract.garbage import find_leftovers, remove_leftovers
 from extract.launches import Launch, WorkerState
 from extract.objects import LocalObjects
-from extract.store import Store, StoredRun, attempt_prefix, log_key
+from extract.store import Store
+from extract.stored_run import StoredRun, attempt_prefix, log_key
 from extract.verify import requeue, verify
 from tests.extract.test_objects import ExclusiveMemory
 from tests.planted import ROWS, plant_run, planted, write_planted

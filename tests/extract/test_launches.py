@@ -12,7 +12,8 @@ import pytest
 from extract import launches
 from extract.launches import Launch, Quarantined, WorkerState, announced, order_of, shards_to_do
 from extract.objects import LocalObjects
-from extract.store import Store, StoredRun
+from extract.store import Store
+from extract.stored_run import StoredRun
 from tests.planted import ROWS, plant_run, write_planted
 
 

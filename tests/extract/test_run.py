@@ -29,7 +29,7 @@ from extract.models import Model
 from extract.request import Request
 from extract.run import Plan, extract_missing, plan_run
 from extract.shard import Committed, ShardTask, extract_shard, extract_shards
-from extract.store import StoredRun, attempt_prefix, log_key
+from extract.stored_run import StoredRun, attempt_prefix, log_key
 from extract.verify import verify
 
 

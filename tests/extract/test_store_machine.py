@@ -23,7 +23,8 @@ from extract.documents import Receipt
 from extract.encoding import Layout
 from extract.garbage import find_leftovers, remove_leftovers
 from extract.objects import LocalObjects
-from extract.store import Store, attempt_prefix, log_key
+from extract.store import Store
+from extract.stored_run import attempt_prefix, log_key
 from extract.verify import Verdict, requeue, verify
 from tests.planted import LAYERS, ROWS, SITES, plant_run, planted, write_planted
 

@@ -12,7 +12,8 @@ from extract.corpus import read_corpus
 from extract.models import Model
 from extract.request import Request
 from extract.run import extract_missing, plan_run
-from extract.store import Store, StoredRun, log_key
+from extract.store import Store
+from extract.stored_run import StoredRun, log_key
 from extract.tokens import Prompt
 from extract.verify import requeue, verify
 
