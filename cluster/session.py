@@ -29,6 +29,7 @@ OWN_TOKEN = secrets.token_hex(32)
 _REACH_SECONDS = 10.0
 _MODE, _TOKEN, _TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0 binds every port to 127.0.0.1, on Linux as well
+_PRESTART = "RAY_prestart_worker_first_driver"  # 1 starts a process for each CPU before anybody wants one
 
 
 @contextlib.contextmanager
@@ -85,7 +86,7 @@ def _environment(address: str | None) -> Iterator[None]:
     """Ray's settings while it is connected."""
     wanted = {_MODE: os.environ.get(_MODE, "token")}
     if address is None:
-        wanted |= {_MODE: "token", _TOKEN: OWN_TOKEN, _LOOPBACK_ONLY: "0"}
+        wanted |= {_MODE: "token", _TOKEN: OWN_TOKEN, _LOOPBACK_ONLY: "0", _PRESTART: "0"}
         if "ray" in sys.modules:  # imported before: it has read the variable already
             sys.modules["ray"]._private.ray_constants.ENABLE_RAY_CLUSTER = False
     elif wanted[_MODE] == "token" and not _has_token():
