@@ -221,7 +221,7 @@ def receipt_of(stored: StoredRun, shard: int, attempt: str, objects: tuple[Store
         compression="none",
         device="cpu",
         host="bench",
-        seconds={"compute": 0.0, "write": 0.0},
+        seconds={"write": 0.0},
         versions={},
         finished=now(),
     )

@@ -7,7 +7,7 @@ fixed parts beforehand was rejected: the slowest worker would decide, and what a
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 MOST_ATTEMPTS = 3
@@ -18,6 +18,11 @@ _STRAGGLES = 2.0
 _LEAST_STRAGGLE_SECONDS = 5.0
 _STRAGGLE_SECONDS_WHEN_UNKNOWN = 600.0
 _MOST_HOLDERS = 2
+
+_HANGS = 20.0
+"""A worker that takes so many times the usual time for a shard hangs."""
+_LEAST_HANG_SECONDS = 1800.0
+_HANG_SECONDS_WHEN_UNKNOWN = 86_400.0
 _HOPELESS = 10
 
 
@@ -88,24 +93,42 @@ class Board:
         """Why nothing works, when many shards in a row failed and nothing was done meanwhile; None while something is."""
         return self._last_reason if len(self._failed_in_a_row) >= _HOPELESS else None
 
+    def n_to_do(self, now: float) -> int:
+        """Workers that would have something to do: one for each shard, and one more for each straggler."""
+        return len(self._shards) + sum(1 for _ in self._stragglers(now))
+
     def give(self, worker: str, now: float) -> int | None:
-        """The shard that a free worker is to do next; None while there is none for it.
+        """The shard that a worker is to do next; None while nobody is to begin with one.
 
         Args:
             now: seconds, by any clock that only goes forward.
         """
-        shard = self._next_waiting()
-        if shard is None:
-            shard = self._straggler(worker, now)
-            if shard is None:
-                return None
+        for shard in self._waiting:
+            if shard not in self._elsewhere:
+                del self._waiting[shard]
+                self._hold(shard, worker, now)
+                return shard
+        return None
+
+    def give_again(self, worker: str, now: float) -> int | None:
+        """The shard that an idle worker is to do as the second, because another has held it for much longer than usual."""
+        shard = next(self._stragglers(now), None)
+        if shard is not None:
             self.retries["straggler"] += 1
-        self._shards[shard].holders[worker] = now
-        self._held.setdefault(shard, now)
+            self._hold(shard, worker, now)
         return shard
 
-    def done(self, shard: int, worker: str, now: float) -> bool:
+    def hung(self, now: float) -> list[str]:
+        """Workers that have been at one shard for so long that they will never be done."""
+        limit = max(_LEAST_HANG_SECONDS, _HANGS * self._usual) if self._seconds else _HANG_SECONDS_WHEN_UNKNOWN
+        held = (self._shards[shard].holders for shard, since in self._held.items() if now - since > limit)
+        return [worker for holders in held for worker, since in holders.items() if now - since > limit]
+
+    def done(self, shard: int, worker: str, now: float, here: bool = True) -> bool:
         """A worker has done a shard.
+
+        Args:
+            here: whether it computed it, and did not find it done.
 
         Returns:
             Whether it was the first to say so.
@@ -114,7 +137,7 @@ class Board:
         state = self._shards.pop(shard, None)
         if state is None:
             return False
-        if worker in state.holders:
+        if here and worker in state.holders:
             insort(self._seconds, now - state.holders[worker])
         self._forget(shard)
         return True
@@ -170,29 +193,24 @@ class Board:
         self._elsewhere = frozenset(elsewhere)
         return sorted(found)
 
-    def _next_waiting(self) -> int | None:
-        for shard in self._waiting:
-            if shard not in self._elsewhere:
-                del self._waiting[shard]
-                return shard
-        return None
+    def _hold(self, shard: int, worker: str, now: float) -> None:
+        self._shards[shard].holders[worker] = now
+        self._held.setdefault(shard, now)
 
-    def _straggler(self, worker: str, now: float) -> int | None:
-        """The shard that others have held longest, where that is much longer than usual."""
-        limit = self._straggle_seconds()
+    def _stragglers(self, now: float) -> Iterator[int]:
+        """Shards that one worker has held for much longer than usual, the one held longest first."""
+        limit = max(_LEAST_STRAGGLE_SECONDS, _STRAGGLES * self._usual) if self._seconds else _STRAGGLE_SECONDS_WHEN_UNKNOWN
         for shard, since in self._held.items():
             if now - since <= limit:
-                return None
-            holders = self._shards[shard].holders
-            if worker not in holders and len(holders) < _MOST_HOLDERS:
-                return shard
-        return None
+                return
+            state = self._shards[shard]
+            if len(state.holders) < _MOST_HOLDERS and len(state.reasons) < MOST_ATTEMPTS:
+                yield shard
 
-    def _straggle_seconds(self) -> float:
-        """How long a shard may be held before it is given to a second worker."""
-        if not self._seconds:
-            return _STRAGGLE_SECONDS_WHEN_UNKNOWN
-        return max(_LEAST_STRAGGLE_SECONDS, _STRAGGLES * self._seconds[len(self._seconds) // 2])
+    @property
+    def _usual(self) -> float:
+        """The median of the seconds that shards took."""
+        return self._seconds[len(self._seconds) // 2]
 
     def _let_go(self, shard: int, worker: str) -> None:
         holders = self._shards[shard].holders

@@ -11,7 +11,7 @@ from collections import Counter, deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Any, Literal
+from typing import Any
 
 from cluster.board import Board, GivenUp
 from cluster.events import (
@@ -26,7 +26,7 @@ from cluster.events import (
     WorkerJoined,
     WorkerLeft,
 )
-from cluster.pool import Hired, Pool
+from cluster.pool import Hired, Kind, Pool
 from extract.documents import now
 from extract.launches import Launch, Quarantined, Survey, WorkerState, order_of
 
@@ -165,7 +165,7 @@ class _Driver:
     def _hire(self) -> None:
         if time.monotonic() < self._hire_from:
             return
-        wanted = min(self._pool.wanted(), self._board.n_left)
+        wanted = min(self._pool.wanted(), self._board.n_to_do(time.monotonic()))
         while len(self._workers) < wanted:
             name = f"w{self._n_hired}"
             self._n_hired += 1
@@ -173,7 +173,7 @@ class _Driver:
             self._expect(worker.hired.ready(), name)
         starting = [worker for worker in self._workers.values() if worker.facts is None]
         surplus = max(0, len(self._workers) - max(wanted, 1))  # the cluster has shrunk: who waits for a node waits in vain
-        for worker in starting[len(starting) - surplus :] if surplus else ():
+        for worker in starting[max(0, len(starting) - surplus) :]:
             worker.hired.dismiss()
             del self._workers[worker.name]
 
@@ -185,11 +185,10 @@ class _Driver:
         self._began = self._began or time.monotonic()
         self._tell(WorkerJoined(worker.name, facts))
 
-    def _left(self, worker: _Worker, error: BaseException) -> None:
-        """A worker died, or could not start."""
+    def _left(self, worker: _Worker, kind: Kind, reason: str) -> None:
+        """A worker died, could not start, or hangs."""
         del self._workers[worker.name]
         self._free.pop(worker.name, None)
-        kind, reason = self._pool.what_happened(error, worker.facts)
         self._tell(WorkerLeft(worker.name, reason, lost=kind == "lost"))
         worker.hired.dismiss()
         # The first was being computed or written; what waits behind it is innocent.
@@ -211,21 +210,26 @@ class _Driver:
     # Shards.
 
     def _give(self) -> None:
-        """Give shards to whoever is free."""
-        present, since = time.monotonic(), now()
+        """Give shards to whoever is free, and stragglers to whoever has nothing else to do."""
+        present = time.monotonic()
         for worker in list(self._free.values()):
-            while worker.free:
-                shard = self._board.give(worker.name, present)
-                if shard is None and not worker.shards:
-                    return  # what is nothing for one that is idle is nothing for the others
-                if shard is None:
-                    break
-                worker.shards.append(shard)
-                worker.since = since
-                self._attempts[shard] = self._attempts.get(shard, 0) + 1
-                self._expect(worker.hired.extract(shard, self._attempts[shard]), worker.name, shard)
-            if not worker.free:
-                del self._free[worker.name]
+            while worker.free and (shard := self._board.give(worker.name, present)) is not None:
+                self._hand(worker, shard)
+            if worker.free:  # nothing is left for it, and so for nobody
+                break
+        for worker in [each for each in self._free.values() if not each.shards]:
+            again = self._board.give_again(worker.name, present)
+            if again is None:
+                break
+            self._hand(worker, again)
+
+    def _hand(self, worker: _Worker, shard: int) -> None:
+        worker.shards.append(shard)
+        worker.since = now()
+        if not worker.free:
+            del self._free[worker.name]
+        self._attempts[shard] = self._attempts.get(shard, 0) + 1
+        self._expect(worker.hired.extract(shard, self._attempts[shard]), worker.name, shard)
 
     def _let_go(self, worker: _Worker, shard: int) -> None:
         """A worker that is still there has no more to do with a shard."""
@@ -235,20 +239,21 @@ class _Driver:
     def _done(self, worker: _Worker, done: Done) -> None:
         present = time.monotonic()
         self._launch.has(done.shard, done.entry)
-        worker.n_shards += 1
-        worker.n_rows += done.n_rows
         self._quiet_since = present
+        if done.here:
+            worker.n_shards += 1
+            worker.n_rows += done.n_rows
         lost_since = self._lost_since.pop(done.shard, None)
-        if not self._board.done(done.shard, worker.name, present):  # another worker of this launch, or a survey, was first
+        if not self._board.done(done.shard, worker.name, present, done.here):  # another worker, or a survey, was first
             return
-        if not done.here:
+        if not done.here and self._attempts[done.shard] == 1:  # else it is an attempt of this launch that was not heard of
             self._tell(FoundDone(1, done.n_rows))
             return
         self._recent.append((present, done.n_computed))
         recovery = present - lost_since if lost_since is not None else None
         self._tell(ShardDone(done, self._attempts[done.shard], worker.name, recovery))
 
-    def _attempt_failed(self, shard: int, worker: _Worker, kind: Literal["error", "death", "lost"], reason: str) -> None:
+    def _attempt_failed(self, shard: int, worker: _Worker, kind: Kind, reason: str) -> None:
         self._lost_since.setdefault(shard, time.monotonic())
         given_up = None
         if kind == "lost":
@@ -278,7 +283,7 @@ class _Driver:
             if error is None:
                 self._joined(worker, message.answer.result())
             else:
-                self._left(worker, error)
+                self._left(worker, *self._pool.what_happened(error, worker.facts))
             return
         if error is None:
             self._let_go(worker, message.shard)
@@ -289,7 +294,7 @@ class _Driver:
             self._let_go(worker, message.shard)
             self._attempt_failed(message.shard, worker, kind, reason)
         else:
-            self._left(worker, error)
+            self._left(worker, kind, reason)
 
     def _survey(self) -> None:
         try:
@@ -301,6 +306,9 @@ class _Driver:
             self._tell(FoundDone(len(found), sum(self._run.shard_size(shard) for shard in found)))
         self._announce()
         self._complain(survey)
+        for name in self._board.hung(time.monotonic()):
+            if name in self._workers:
+                self._left(self._workers[name], "death", "it has been at one shard for far too long, and was ended")
 
     def _complain(self, survey: Survey) -> None:
         """Say why nothing happens, where nothing does."""

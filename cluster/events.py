@@ -62,7 +62,7 @@ class Done:
     entry: int
     """Place of its receipt in the shard's log."""
     here: bool
-    """Whether the worker's attempt made it, and not another launch's, which then counts it."""
+    """Whether this attempt made it, and did not find that another had."""
     n_rows: int
     """Its rows."""
     n_computed: int
@@ -77,7 +77,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class ShardDone:
-    """A worker of this launch has made a shard."""
+    """This launch has made a shard."""
 
     done: Done
     """What it says of it."""
@@ -109,7 +109,7 @@ class AttemptFailed:
 
 @dataclass(frozen=True, slots=True)
 class FoundDone:
-    """Shards that other launches have made."""
+    """Shards that exist though nobody here said so: other launches', or of a worker that died before it could."""
 
     n_shards: int
     """How many."""

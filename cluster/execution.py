@@ -76,7 +76,7 @@ def demand_here(execution: Execution, n_gpus: int) -> tuple[int, Demand]:
 
 def demand_of(execution: Execution, nodes: list[dict[str, float]]) -> Demand:
     """What a worker takes of a running cluster: a GPU and a share of its node's CPUs; where no node has a GPU, the CPUs of the
-    smallest node, or as many as leave room for the workers asked for.
+    smallest node, or fewer where more workers are asked for than there would be room for.
 
     Args:
         nodes: the resources of each living node, as Ray names them.
@@ -95,16 +95,14 @@ def demand_of(execution: Execution, nodes: list[dict[str, float]]) -> Demand:
         )
     if gpus:
         return Demand(max(1, int(min(node["CPU"] / _by_gpus(node["GPU"], gpus) for node in able))), gpus)
-    if execution.workers is None:
-        return Demand(int(min(node["CPU"] for node in able)), 0.0)
-    return _largest_for(execution.workers, able)
+    smallest = int(min(node["CPU"] for node in able))
+    return Demand(smallest if execution.workers is None else min(smallest, _most_cpus(execution.workers, able)), 0.0)
 
 
-def _largest_for(workers: int, nodes: list[dict[str, float]]) -> Demand:
+def _most_cpus(workers: int, nodes: list[dict[str, float]]) -> int:
     """The most CPUs of a worker with which so many have room; 1 where they have none."""
     most = int(max(node["CPU"] for node in nodes))
-    fitting = (cpus for cpus in range(most, 0, -1) if room(Demand(cpus, 0.0), nodes) >= workers)
-    return Demand(next(fitting, 1), 0.0)
+    return next((cpus for cpus in range(most, 0, -1) if room(Demand(cpus, 0.0), nodes) >= workers), 1)
 
 
 def _by_gpus(n_gpus: float, gpus: float) -> int:

@@ -94,12 +94,15 @@ def _planned_here(request: Request, location: str, execution: Execution) -> Stor
 
     gpus = execution.gpus_per_worker  # above 1, one cannot hold it
     device = "cpu" if gpus == 0 else all_devices() if (gpus or 0) > 1 else None
-    limit_gpu_memory(min(1.0, gpus or 1.0))  # as a worker has it, so that its batches fit
+    shared = 0 < (gpus or 0) < 1
+    if shared:
+        limit_gpu_memory(float(gpus or 0))  # as a worker has it, so that its batches fit
     try:
         return plan_run(request, location, device).run
     finally:
-        limit_gpu_memory(1.0)
         forget_engine()  # this process computes nothing, and its memory is the workers'
+        if shared:
+            limit_gpu_memory(1.0)
 
 
 def _planned_there(request: Request, location: str, demand: Demand) -> StoredRun:

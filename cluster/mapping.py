@@ -45,15 +45,13 @@ class _RayTasks:
                 ray.get(done)  # an error ends it at once
                 on_done(len(done))
             return list(ray.get(references))
-        except RayTaskError as error:
+        except RayError as error:
             for reference in waiting:
                 ray.cancel(reference)
-            raise error.cause from error
-        except RayError as error:
+            if isinstance(error, RayTaskError):
+                raise error.cause from error
             why = str(error).strip().partition("\n")[0]
-            raise RuntimeError(
-                f"the analysis was lost, in {_MOST_RETRIES} tries: {why}; nothing was kept, so start it again"
-            ) from error
+            raise RuntimeError(f"the analysis was lost again and again: {why}; nothing was kept, so start it again") from error
 
 
 def _call(function: Callable[[Any], Any], item: Any) -> Any:

@@ -1,7 +1,8 @@
 """What a launch tells Prometheus, through Ray: every node of a Ray cluster exports what its processes measure.
 
-All of it is measured by the driver, from receipts, so that a worker that dies takes no count with it and nothing is counted
-twice. Names and tags are those that deploy/grafana and deploy/prometheus ask for; tests hold the three together.
+All of it is measured by the driver, from what workers say of each shard, so that nothing is counted twice; what a worker made
+that died before it could say so is found in the store and not counted. Names and tags are those that deploy/grafana and
+deploy/prometheus ask for; tests hold the three together.
 """
 
 from ray.util.metrics import Counter, Gauge, Histogram

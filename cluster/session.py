@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
@@ -22,7 +23,7 @@ from cluster.execution import Demand, Execution, demand_here, demand_of
 
 log = logging.getLogger("affectome.ray")
 
-_OBJECT_STORE_BYTES = 128 << 20  # receipts and one corpus; Ray would take a third of the machine
+_OBJECT_STORE_BYTES = 128 << 20  # one corpus, and answers of analyses; Ray would take a third of the machine
 OWN_TOKEN = secrets.token_hex(32)
 """Of every Ray that this process starts: Ray remembers the first token that a process uses."""
 
@@ -127,12 +128,10 @@ def _connect(ray: Any, execution: Execution) -> tuple[Demand, int | None]:
 
 
 def _check_same(ray: Any, address: str | None) -> None:
-    """A process is in one Ray at a time."""
+    """A process is in one Ray at a time; a name, or ray://, may well be another way to that one."""
     own = ray.get_runtime_context().gcs_address
-    if address not in (None, "auto", own):
-        raise ValueError(
-            f"this process is connected to the Ray at {own} already; leave the address out, or ray.shutdown() first"
-        )
+    if address is not None and re.fullmatch(r"(\d+\.){3}\d+:\d+", address) and address != own:
+        raise ValueError(f"this process is in the Ray at {own} already; give --address auto for that, or ray.shutdown() first")
 
 
 def _has_token() -> bool:

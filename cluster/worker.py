@@ -106,7 +106,8 @@ def device_of(demand: Demand) -> str:
     torch.set_num_threads(demand.cpus)  # whatever OMP_NUM_THREADS says
     if not demand.gpus:
         return "cpu"
-    limit_gpu_memory(min(1.0, demand.gpus))
+    if demand.gpus < 1:  # Ray shows it one
+        limit_gpu_memory(demand.gpus)
     return all_devices()
 
 
@@ -120,8 +121,8 @@ def numbers_of(done: Committed) -> Done:
         n_rows=receipt.n_rows,
         n_computed=receipt.n_computed,
         n_bytes=receipt.n_bytes,
-        compute_seconds=receipt.seconds["compute"],
-        write_seconds=receipt.seconds["write"],
+        compute_seconds=receipt.seconds.get("compute", 0.0),
+        write_seconds=receipt.seconds.get("write", 0.0),
     )
 
 

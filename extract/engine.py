@@ -235,9 +235,9 @@ def all_devices() -> str:
 
 
 def limit_gpu_memory(share: float) -> None:
-    """Keep this process to a share of each GPU that it may use, where others compute on the same; 1.0 for all of it."""
-    for index in range(torch.cuda.device_count()):
-        torch.cuda.set_per_process_memory_fraction(share, index)
+    """Keep this process to a share of its first GPU, where others compute on the same; 1.0 for all of it."""
+    if torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(share, 0)
 
 
 def _on_devices(model: Any, devices: tuple[torch.device, ...]) -> Any:

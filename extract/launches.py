@@ -144,7 +144,7 @@ def announced(run: StoredRun, clock: Callable[[], float] = time.time) -> list[An
 def remove_dead(run: StoredRun) -> None:
     """Remove what launches left that died or gave up: a later one has taken their place, or the run is complete."""
     with contextlib.suppress(OSError):  # who may only read removes nothing
-        for found in announced(run):
+        for found in announced(run, run.objects.clock):
             if not found.alive:
                 run.objects.remove(_key(found.announcement.launch))
 

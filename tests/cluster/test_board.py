@@ -13,7 +13,7 @@ FATES = st.sampled_from(["done", "done", "done", "error", "death", "lost", "neve
 @settings(max_examples=60, phases=(Phase.explicit, Phase.generate))
 @given(st.integers(1, 12), st.integers(1, 5), st.data())
 def test_every_shard_is_done_once_or_given_up_after_three_attempts(n_shards: int, n_workers: int, data: st.DataObject) -> None:
-    """Workers do what chance says; one that never answers is left behind when a second has done its shard."""
+    """Workers do what chance says; one that never answers is left behind when a second has done its shard, or hangs."""
     board = Board(range(n_shards))
     cursed = data.draw(st.sets(st.integers(0, n_shards - 1), max_size=3))
     holding: dict[str, int] = {}
@@ -25,9 +25,14 @@ def test_every_shard_is_done_once_or_given_up_after_three_attempts(n_shards: int
     for _ in range(400):
         if board.over:
             break
-        now += 300.0
+        now += 600.0
+        for worker in board.hung(now):
+            failures[holding[worker]] += 1
+            board.failed(holding.pop(worker), worker, "hangs", "death")
+            silent.discard(worker)
         for worker in list(free):
             shard = board.give(worker, now)
+            shard = board.give_again(worker, now) if shard is None else shard
             if shard is not None:
                 assert shard not in done
                 free.remove(worker)
@@ -94,9 +99,12 @@ def test_a_straggler_is_given_to_one_other_worker_and_the_first_answer_counts() 
     assert board.done(0, "w0", 10.0)
     assert board.give("w0", 10.0) == 2
     assert board.done(2, "w0", 20.0)
-    assert board.give("w0", 20.0) is None  # 20 s is twice the usual time, not more
-    assert board.give("w0", 21.0) == 1
-    assert board.give("w2", 30.0) is None
+    assert board.give("w0", 20.0) is None
+    assert board.give_again("w0", 20.0) is None  # 20 s is twice the usual time, not more
+    assert board.n_to_do(20.0) == 1
+    assert board.n_to_do(21.0) == 2
+    assert board.give_again("w0", 21.0) == 1
+    assert board.give_again("w2", 30.0) is None
     assert board.retries == {"straggler": 1}
     assert board.done(1, "w0", 31.0)
     assert not board.done(1, "w1", 32.0)
@@ -164,3 +172,35 @@ def test_a_shard_that_exists_and_whose_holder_died_is_found() -> None:
     board.lost(0, "w0")
     assert board.learn((), ()) == [0]
     assert board.over
+
+
+def test_a_worker_hangs_that_takes_twenty_times_the_usual_time_and_half_an_hour() -> None:
+    board = Board(range(3))
+    assert [board.give(worker, 0.0) for worker in ("w0", "w1")] == [0, 1]
+    assert board.hung(86_400.0) == []
+    assert board.done(0, "w0", 100.0)
+    assert board.hung(2000.0) == []
+    assert board.hung(2001.0) == ["w1"]
+    board.failed(1, "w1", "hangs", "death")
+    assert board.hung(3000.0) == []
+
+
+def test_a_shard_that_failed_too_often_is_not_given_again_while_another_hangs_on_it() -> None:
+    board = Board([5])
+    assert board.give("hung", 0.0) == 5
+    for attempt in range(MOST_ATTEMPTS):
+        assert board.give_again("w1", 1000.0 + attempt) == 5
+        assert board.failed(5, "w1", "why") is None
+    assert board.give_again("w1", 2000.0) is None
+    assert board.hung(90_000.0) == ["hung"]
+    assert board.failed(5, "hung", "hangs", "death") == board.given_up[0]
+    assert board.over
+
+
+def test_shards_that_were_found_done_say_nothing_of_how_long_one_takes() -> None:
+    board = Board(range(3))
+    for shard in range(2):
+        board.give("w0", 0.0)
+        board.done(shard, "w0", 0.001, here=False)
+    assert board.give("w0", 0.0) == 2
+    assert board.give_again("w1", 30.0) is None

@@ -1,11 +1,13 @@
 """The driver with workers that really extract, in threads of this process: two shards at once, as on a GPU, and deaths."""
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from cluster import driver, worker
 from cluster.driver import drive
@@ -17,11 +19,14 @@ from extract.corpus import read_corpus
 from extract.launches import Launch
 from extract.models import Model
 from extract.request import Request
-from extract.run import plan_run
+from extract.run import extract_missing, plan_run
 from extract.stored_run import StoredRun
 from extract.verify import verify
+from tests.faults.around import compare, local_objects, read_around
 
 ROWS, ROWS_PER_SHARD = 32, 4
+_COMPUTING = threading.Lock()
+"""Of all workers, because in one process they have one engine."""
 
 
 class DeathError(Exception):
@@ -80,7 +85,9 @@ class Threads:
         return self._n_workers
 
     def hire(self, name: str) -> Hired:
-        self.hired.append(Threaded(ShardWorker(name, *self._of), self._dies_at if not self.hired else None))
+        worker = ShardWorker(name, *self._of)
+        worker._computing = _COMPUTING
+        self.hired.append(Threaded(worker, self._dies_at if not self.hired else None))
         return self.hired[-1]
 
     def what_happened(self, error: BaseException, facts: WorkerFacts | None) -> tuple[Kind, str]:  # noqa: ARG002 - as RayPool
@@ -88,13 +95,15 @@ class Threads:
 
 
 @pytest.fixture
-def run(tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StoredRun:
+def run(tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StoredRun]:
     """Eight shards, none of which exists."""
+    n_threads = torch.get_num_threads()
     monkeypatch.setattr(worker, "_node", lambda: "here")  # there is no node of Ray's
     monkeypatch.setattr(driver, "_HIRE_SECONDS", 0.05)
     corpus = read_corpus("builtin").head(ROWS)
     request = Request(tiny_model.name, corpus, truncate=True, compute_dtype="float32", rows_per_shard=ROWS_PER_SHARD)
-    return plan_run(request, str(tmp_path / "store")).run
+    yield plan_run(request, str(tmp_path / "store"), "cpu").run
+    torch.set_num_threads(n_threads)
 
 
 def driven(run: StoredRun, n_workers: int, dies_at: int | None = None) -> tuple[Threads, list[Event]]:
@@ -102,8 +111,19 @@ def driven(run: StoredRun, n_workers: int, dies_at: int | None = None) -> tuple[
     with Launch(run) as launch:
         pool = Threads(run, launch.name, n_workers, dies_at)
         drive(launch, pool, events.append)
-    assert verify(run).whole
+    assert same_as_alone(run)
     return pool, events
+
+
+def same_as_alone(run: StoredRun) -> bool:
+    """Whether a run holds what one process makes of it."""
+    alone = Path(run.store_location).with_name("alone")
+    manifest = run.manifest
+    corpus = read_corpus("builtin").head(ROWS)
+    request = Request(manifest.model, corpus, truncate=True, compute_dtype="float32", rows_per_shard=ROWS_PER_SHARD)
+    extract_missing(plan_run(request, str(alone), "cpu"))
+    difference = compare(read_around(local_objects(Path(run.store_location))), read_around(local_objects(alone)))
+    return verify(run).whole and not (difference.rows_lost or difference.rows_doubled or difference.corrupt)
 
 
 def test_a_worker_off_the_cpu_holds_two_shards_and_each_is_made_once(run: StoredRun) -> None:
@@ -130,8 +150,11 @@ def test_a_worker_that_dies_with_two_shards_costs_both_and_only_the_first_is_bla
 def test_two_launches_count_each_shard_once_between_them(run: StoredRun) -> None:
     events: list[list[Event]] = [[], []]
 
+    both = threading.Barrier(2)
+
     def one(number: int) -> None:
         with Launch(run) as launch:
+            both.wait()
             drive(launch, Threads(run, launch.name, 1, None), events[number].append)
 
     threads = [threading.Thread(target=one, args=(number,)) for number in range(2)]
@@ -139,7 +162,7 @@ def test_two_launches_count_each_shard_once_between_them(run: StoredRun) -> None
         thread.start()
     for thread in threads:
         thread.join()
-    assert verify(run).whole
+    assert same_as_alone(run)
     made = [event.done.shard for each in events for event in each if isinstance(event, ShardDone)]
     assert sorted(made) == list(range(run.n_shards))
     for each in events:

@@ -116,7 +116,7 @@ def test_a_cluster_is_joined_from_outside_by_rays_client(tiny_model: Model, alon
         port = int(free.getsockname()[1])
     with ray_cluster(1, client_port=port) as cluster:
         words = command(tiny_model, tmp_path / "store", "--address", f"ray://127.0.0.1:{port}")
-        done = subprocess.run(words, env=os.environ | cluster.environment, capture_output=True, text=True)
+        done = subprocess.run(words, env=os.environ | cluster.environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert same(tmp_path / "store", alone)
 
