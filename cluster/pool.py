@@ -89,7 +89,7 @@ class RayPool:
             num_gpus=self._demand.gpus,
             max_restarts=0,
             max_task_retries=0,
-            max_concurrency=2,
+            max_concurrency=2 if self._demand.gpus else 1,  # one runs in the main thread, which on a CPU is 5% faster
             scheduling_strategy="SPREAD",
         )
         return RayWorker(actor.remote(name, *self._arguments))
