@@ -6,6 +6,7 @@ them each time. In flight is at most what workers hold, one shard each or two. W
 numbers of each receipt; a message that Ray loses is found in the store.
 """
 
+import gc
 import time
 from collections import Counter, deque
 from concurrent.futures import Future
@@ -103,9 +104,11 @@ def drive(launch: Launch, pool: Pool, listener: Listener) -> Outcome:
         ValueError: a receipt is damaged.
     """
     driver = _Driver(launch, pool, listener)
+    gc.freeze()  # or each of its messages' garbage makes the collector visit all that torch and Ray have imported
     try:
         return driver.run()
     finally:
+        gc.unfreeze()
         driver.dismiss_all()
 
 
