@@ -4,6 +4,10 @@ import contextlib
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
+import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -82,12 +86,8 @@ class RayCluster:
 
 
 @contextlib.contextmanager
-def ray_cluster(n_nodes: int, n_cpus: int = 1, client_port: int | None = None) -> Iterator[RayCluster]:
-    """A cluster on the loopback interface with token authentication.
-
-    Args:
-        client_port: where its head listens for ray://; without it, nowhere.
-    """
+def ray_cluster(n_nodes: int, n_cpus: int = 1) -> Iterator[RayCluster]:
+    """A cluster on the loopback interface with token authentication."""
     environment = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": OWN_TOKEN,
@@ -100,8 +100,7 @@ def ray_cluster(n_nodes: int, n_cpus: int = 1, client_port: int | None = None) -
         from ray.cluster_utils import Cluster
 
         read_settings_again()
-        head = {"num_cpus": 0, "include_dashboard": False, "ray_client_server_port": client_port}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         found = RayCluster(cluster, environment)
         found._killed = []
         try:
@@ -118,6 +117,35 @@ def ray_cluster(n_nodes: int, n_cpus: int = 1, client_port: int | None = None) -
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def client_server(cluster: RayCluster) -> Iterator[str]:
+    """The address at which a cluster is joined from outside, with ray://, while its server for that runs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    words = [
+        sys.executable,
+        "-m",
+        "ray.util.client.server",
+        f"--address={cluster.address}",
+        "--host=127.0.0.1",
+        f"--port={port}",
+    ]
+    environment = os.environ | cluster.environment
+    server = subprocess.Popen([*words, "--mode=proxy"], env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        while True:
+            with contextlib.suppress(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            assert server.poll() is None
+            time.sleep(0.1)
+        yield f"ray://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)  # with the servers that it started, one for each client
+        server.wait()
 
 
 def _raylet(node: Any) -> int:

@@ -21,7 +21,7 @@ from extract.run import extract_missing, plan_run
 from extract.store import Store
 from extract.stored_run import StoredRun
 from tests.faults.around import compare, local_objects, read_around
-from tests.ray_cluster import WORKER, RayCluster, kill, processes, ray_cluster
+from tests.ray_cluster import WORKER, RayCluster, client_server, kill, processes, ray_cluster
 
 AFFECTOME = Path(sys.executable).with_name("affectome")
 ROWS, ROWS_PER_SHARD = 48, 4
@@ -110,12 +110,11 @@ def test_a_running_cluster_is_joined_and_the_run_is_planned_there(
 
 
 @pytest.mark.slow
-def test_a_cluster_is_joined_from_outside_by_rays_client(tiny_model: Model, alone: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
-    with ray_cluster(1, client_port=port) as cluster:
-        words = command(tiny_model, tmp_path / "store", "--address", f"ray://127.0.0.1:{port}")
+def test_a_cluster_is_joined_from_outside_by_rays_client(
+    tiny_model: Model, alone: Path, tmp_path: Path, cluster: RayCluster
+) -> None:
+    with client_server(cluster) as address:
+        words = command(tiny_model, tmp_path / "store", "--address", address)
         done = subprocess.run(words, env=os.environ | cluster.environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert same(tmp_path / "store", alone)
