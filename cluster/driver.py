@@ -2,8 +2,8 @@
 
 Everything that happens arrives in one queue: a worker is ready, a shard is done, a worker is gone. So a thousand workers cost
 no more than the messages they send; asking Ray over and over which of them has finished (`ray.wait`) costs time for each of
-them each time. In flight is at most what workers hold, one shard each or two. What comes back is a few
-numbers of each receipt; a message that Ray loses is found in the store.
+them each time. In flight is at most what workers hold, one shard each or two. What comes back is a few numbers of each
+receipt; a message that Ray loses is found in the store.
 """
 
 import gc

@@ -165,6 +165,7 @@ def test_a_shard_that_always_fails_is_given_up_and_all_others_are_done(
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"error: run {run.run_id} is incomplete: 1 of 12 shards failed 3 times")
     assert "shard 5: " in last
+    assert "attempt failed" not in done.stderr.splitlines()  # the log's words, which nobody asked for
     assert run.missing_shards() == [5]
     status = subprocess.run([AFFECTOME, "status", store], capture_output=True, text=True, check=True)
     assert "shard 5 was given up after 3 attempts: " in status.stdout
