@@ -1,5 +1,6 @@
 """Extraction by workers of a real Ray: the same bytes as in one process, and what happens when shards or workers fail."""
 
+import contextlib
 import json
 import os
 import signal
@@ -249,7 +250,10 @@ def listening(pid: int) -> list[tuple[str, int]]:
 
 
 def descendants(pid: int) -> set[int]:
-    children = [int(each) for task in Path(f"/proc/{pid}/task").glob("*") for each in (task / "children").read_text().split()]
+    children: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError):  # a thread may end between being listed and being asked
+            children += map(int, (task / "children").read_text().split())
     return {pid}.union(*(descendants(child) for child in children))
 
 
