@@ -7,7 +7,6 @@ reads is what the user wrote.
 """
 
 import hashlib
-import io
 import json
 import struct
 from collections.abc import Callable
@@ -84,7 +83,7 @@ def read_corpus(source: str) -> Corpus:
         ValueError: there is no such file, it cannot be read, or it breaks one of the rules above; the message names the row.
     """
     if source == BUILTIN:
-        return _check(BUILTIN, _parse_parquet(builtin_bytes("corpus.parquet")))
+        return _check(BUILTIN, parquet_table(builtin_bytes("corpus.parquet")))
     suffix = PurePosixPath(source).suffix.lower()
     if suffix not in _PARSERS:
         raise ValueError(f"cannot tell the format of corpus {source!r}; it must end in {', '.join(sorted(_PARSERS))}")
@@ -99,7 +98,7 @@ def read_corpus(source: str) -> Corpus:
 
 def read_passages() -> pa.Table:
     """The neutral passages that ship with affectome: columns `passage_id`, `title`, `text`."""
-    return _parse_parquet(builtin_bytes("passages.parquet"))
+    return parquet_table(builtin_bytes("passages.parquet"))
 
 
 def builtin_bytes(name: str) -> bytes:
@@ -119,15 +118,28 @@ def _read_bytes(source: str) -> bytes:
         raise ValueError(f"cannot read corpus {source}: {_first_line(error)}") from error
 
 
-def _parse_parquet(data: bytes) -> pa.Table:
-    return pyarrow.parquet.read_table(io.BytesIO(data))
+def parquet_table(data: bytes) -> pa.Table:
+    """The table in a Parquet file."""
+    return pyarrow.parquet.read_table(_in_arrows_memory(data))
+
+
+def _in_arrows_memory(data: bytes) -> pa.BufferReader:
+    """A file that Arrow reads without Python.
+
+    To let go of Python's memory, or of a Python file, Arrow's threads need the interpreter, and where that happens while the
+    process ends, it aborts: of commands that end soon after reading, one in fifty ("terminate called without an active
+    exception", apache/arrow issues 34314 and 50482).
+    """
+    buffer = pa.allocate_buffer(len(data))
+    memoryview(buffer).cast("B")[:] = data
+    return pa.BufferReader(buffer)
 
 
 def _parse_jsonl(data: bytes) -> pa.Table:
     if not data.strip():
         return pa.table({"text": pa.array([], pa.string())})
     return pyarrow.json.read_json(
-        io.BytesIO(data),
+        _in_arrows_memory(data),
         pyarrow.json.ReadOptions(block_size=_LARGEST_LINE),
         pyarrow.json.ParseOptions(explicit_schema=_json_schema(data)),
     )
@@ -147,7 +159,7 @@ def _parse_csv(data: bytes) -> pa.Table:
     if not data.strip():
         return pa.table({"text": pa.array([], pa.string())})
     return pyarrow.csv.read_csv(
-        io.BytesIO(data.rstrip(b"\r\n") + b"\n"),
+        _in_arrows_memory(data.rstrip(b"\r\n") + b"\n"),
         pyarrow.csv.ReadOptions(block_size=_LARGEST_LINE),
         pyarrow.csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
         convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(_STRING_COLUMNS, pa.string())),
@@ -155,7 +167,7 @@ def _parse_csv(data: bytes) -> pa.Table:
 
 
 _PARSERS: dict[str, Callable[[bytes], pa.Table]] = {
-    ".parquet": _parse_parquet,
+    ".parquet": parquet_table,
     ".jsonl": _parse_jsonl,
     ".ndjson": _parse_jsonl,
     ".csv": _parse_csv,

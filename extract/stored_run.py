@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.parquet
 
+from extract.corpus import parquet_table
 from extract.documents import (
     LOG_ENTRY,
     LogEntry,
@@ -164,7 +165,7 @@ class StoredRun:
             data = read_checked(self.objects, self._table_entry(name))
         except ValueError as error:
             raise ValueError(f"{error}; see affectome verify --repair") from error
-        return pyarrow.parquet.read_table(io.BytesIO(data))
+        return parquet_table(data)
 
     def prompts(self, shard: int) -> list[Prompt]:
         """The tokenized rows of a shard: one row group of tokens.parquet, whose pages carry checksums.
@@ -175,7 +176,7 @@ class StoredRun:
         key = self._table_entry("tokens").path
         try:
             with self.objects.open(key) as opened, pyarrow.parquet.ParquetFile(opened, page_checksum_verification=True) as file:
-                return prompts_of(file.read_row_group(shard))
+                return prompts_of(file.read_row_group(shard, use_threads=False))  # no thread of Arrow's holds the file
         except (OSError, pa.ArrowException) as error:  # a page's wrong checksum is an OSError
             raise ValueError(f"{self.objects.url(key)} cannot be read: {error}; see affectome verify") from error
 
@@ -290,7 +291,7 @@ def prompts_of(tokens: pa.Table) -> list[Prompt]:
 
 def through_parquet(table: pa.Table) -> pa.Table:
     """The table as it reads once it was stored: Parquet knows fewer types than Arrow."""
-    return pyarrow.parquet.read_table(io.BytesIO(parquet_bytes(table, table.num_rows)))
+    return parquet_table(parquet_bytes(table, table.num_rows))
 
 
 def read_checked(objects: Objects, entry: StoredObject) -> bytes:
