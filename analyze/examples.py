@@ -4,13 +4,13 @@ An utterance counts when it carries one label. Utterances of one pair are a *sit
 split: a probe that has seen a situation with the word would be flattered on the same situation without it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from analyze.query import Run
 
@@ -44,6 +44,16 @@ class Examples:
     """Utterances left out because they carry no single label."""
     n_other_split: int
     """Utterances left out because their `split` is neither train nor test."""
+
+    def take(self, chosen: NDArray[np.bool_]) -> "Examples":
+        """Some of them."""
+        return replace(
+            self,
+            rows=self.rows[chosen],
+            labels=self.labels[chosen],
+            groups=self.groups[chosen],
+            own_split=None if self.own_split is None else self.own_split[chosen],
+        )
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -125,8 +135,10 @@ def folds(labels: NDArray[Any], groups: NDArray[np.int64], n_folds: int) -> list
     rarest = min(n_groups, key=lambda name: n_groups[name])
     if n_groups[rarest] < 2:
         raise ValueError(f"label {rarest!r} has a single situation here; it cannot be both fitted and held out")
-    splitter = StratifiedGroupKFold(min(n_folds, n_groups[rarest]), shuffle=True, random_state=SEED)
-    return list(splitter.split(np.zeros(len(labels)), labels, groups))
+    number = min(n_folds, n_groups[rarest])
+    if len(np.unique(groups)) == len(groups):  # the same aim without a loop over each of perhaps 400,000 groups
+        return list(StratifiedKFold(number, shuffle=True, random_state=SEED).split(np.zeros(len(labels)), labels))
+    return list(StratifiedGroupKFold(number, shuffle=True, random_state=SEED).split(np.zeros(len(labels)), labels, groups))
 
 
 def _groups(table: pa.Table) -> NDArray[np.int64]:

@@ -4,11 +4,13 @@ What is done is a function of its item alone and runs with a single-threaded BLA
 wherever it runs and however many run beside it. (Fits this small are also twice as fast on one thread as on two.)
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
+import torch
 from threadpoolctl import threadpool_limits
 
 Item = TypeVar("Item")
@@ -43,5 +45,17 @@ def in_threads(
         on_done(1)
         return result
 
-    with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with one_thread(), ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(do, items))
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Linear algebra computes with one thread here, and in threads that begin meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads that begin take this over
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)

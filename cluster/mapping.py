@@ -4,9 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from threadpoolctl import threadpool_limits
-
-from analyze.mapping import Item, Mapper, Result, ignore, in_threads
+from analyze.mapping import Item, Mapper, Result, ignore, in_threads, one_thread
 from cluster.execution import Execution
 from cluster.session import connected
 
@@ -55,5 +53,5 @@ class _RayTasks:
 
 
 def _call(function: Callable[[Any], Any], item: Any) -> Any:
-    with threadpool_limits(1):
+    with one_thread():
         return function(item)
