@@ -4,11 +4,13 @@ Utterances of one situation (a pair) rise and fall together, so the situation is
 utterance is its own, this is the usual interval. Accuracy has Wilson's with the effective sample size. Macro-F1 depends
 on a situation only through its cells of the confusion matrix, so resampling the distinct patterns of cells is the
 bootstrap, at a cost that does not grow with their number. AUROC is a U-statistic; its interval comes from its influence
-function (DeLong, DeLong & Clarke-Pearson 1988; summed over clusters as in Obuchowski 1997) and needs no resampling.
+function (DeLong, DeLong & Clarke-Pearson 1988; summed over clusters as in Obuchowski 1997) and needs no resampling. So do
+those of the log loss, a mean, and of the calibration error, which is one but for the signs of its bins.
 
 Shape suffixes: N examples, G situations, P distinct patterns, K classes, S resamples.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +19,7 @@ from scipy.stats import rankdata
 
 N_RESAMPLES = 2000
 _NORMAL_95 = 1.959964
+_N_BINS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +46,32 @@ class Scores:
     """Mean over classes of the one-vs-rest area under the ROC curve."""
     class_auroc: tuple[Interval, ...]
     """That area for each class, in the order of the classes."""
+    log_loss: Interval | None
+    """Mean of minus the natural logarithm of the true class's probability; None for a probe that only ranks."""
+    calibration_error: Interval | None
+    """Expected calibration error of the likeliest class over 15 equal bins (Guo et al. 2017); None as above.
+
+    It is above 0 by chance even for a calibrated probe, the more so the fewer the examples.
+    """
     confusion: tuple[tuple[int, ...], ...]
     """Number of examples by true class (rows) and predicted class (columns)."""
 
 
+@dataclass(frozen=True, slots=True)
+class ValueScores:
+    """How well predicted numbers fit the true ones."""
+
+    r2: Interval
+    """Share of the variance explained, against the mean of the scored examples."""
+    correlation: Interval
+    """Pearson's r."""
+
+
 def score(
-    truth_N: NDArray[np.int64], probability_NK: NDArray[np.floating], groups_N: NDArray[np.int64] | None = None
+    truth_N: NDArray[np.int64],
+    probability_NK: NDArray[np.floating],
+    groups_N: NDArray[np.int64] | None = None,
+    ranks_only: bool = False,
 ) -> Scores:
     """Score class probabilities.
 
@@ -56,22 +79,113 @@ def score(
         truth_N: true class of each example, as a column of `probability_NK`; every class occurs.
         probability_NK: probability (or any score that ranks examples) of each class.
         groups_N: number of each example's situation; each its own without it.
+        ranks_only: whether these are such scores and no probabilities.
     """
     n_classes = probability_NK.shape[1]
-    situation_N = np.unique(np.arange(len(truth_N)) if groups_N is None else groups_N, return_inverse=True)[1]
+    situation_N = _numbered(groups_N, len(truth_N))
     predicted_N = probability_NK.argmax(axis=1)
     confusion_KK = np.zeros((n_classes, n_classes), np.int64)
     np.add.at(confusion_KK, (truth_N, predicted_N), 1)
     resampled_SKK = _resample(truth_N * n_classes + predicted_N, situation_N, n_classes)
     parts = [_auroc(truth_N == label, probability_NK[:, label]) for label in range(n_classes)]
-    influence_N = np.mean([influence for _, influence in parts], axis=0)
     return Scores(
         accuracy=_wilson(truth_N == predicted_N, situation_N),
         macro_f1=_percentiles(_macro_f1(confusion_KK[None])[0], _macro_f1(resampled_SKK)),
-        auroc=_normal_interval(float(np.mean([area for area, _ in parts])), influence_N, situation_N),
+        auroc=_normal_interval(*_mean_area(parts), situation_N),
         class_auroc=tuple(_normal_interval(area, influence, situation_N) for area, influence in parts),
+        log_loss=None if ranks_only else _log_loss(truth_N, probability_NK, situation_N),
+        calibration_error=None if ranks_only else _calibration_error(truth_N, probability_NK, situation_N),
         confusion=tuple(tuple(int(cell) for cell in row) for row in confusion_KK),
     )
+
+
+def score_values(
+    truth_N: NDArray[np.floating], predicted_N: NDArray[np.floating], groups_N: NDArray[np.int64] | None = None
+) -> ValueScores:
+    """Score predicted numbers; the intervals resample situations.
+
+    Args:
+        truth_N: true number of each example; they vary.
+        predicted_N: predicted number of each example.
+        groups_N: number of each example's situation; each its own without it.
+    """
+    situation_N = _numbered(groups_N, len(truth_N))
+    t_N, p_N = truth_N - truth_N.mean(), predicted_N - predicted_N.mean()
+    parts_NC = np.stack([np.ones(len(t_N)), t_N, p_N, t_N**2, p_N**2, t_N * p_N, (truth_N - predicted_N) ** 2], axis=1)
+    parts_GC = np.zeros((int(situation_N.max()) + 1, parts_NC.shape[1]))
+    np.add.at(parts_GC, situation_N, parts_NC)
+    generator = np.random.default_rng(0)
+    drawn_SC = np.stack([parts_GC[generator.integers(0, len(parts_GC), len(parts_GC))].sum(axis=0) for _ in range(N_RESAMPLES)])
+    whole, resampled = _fit_of_values(parts_GC.sum(axis=0)[None]), _fit_of_values(drawn_SC)
+    return ValueScores(*(_percentiles(float(one[0]), many) for one, many in zip(whole, resampled, strict=True)))
+
+
+def _fit_of_values(parts_SC: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """R2 and r from sums of 1, t, p, t t, p p, t p and squared errors."""
+    n, t, p, tt, pp, tp, errors = parts_SC.T
+    spread_t, spread_p = tt - t * t / n, pp - p * p / n
+    product = np.sqrt(np.maximum(spread_t * spread_p, 0))
+    together = np.divide(tp - t * p / n, product, out=np.zeros_like(product), where=product > 0)
+    return 1 - np.divide(errors, spread_t, out=np.full_like(errors, np.inf), where=spread_t > 0), together
+
+
+def _numbered(groups_N: NDArray[np.int64] | None, n: int) -> NDArray[np.int64]:
+    """The situation of each example, from 0."""
+    return np.arange(n) if groups_N is None else np.unique(groups_N, return_inverse=True)[1]
+
+
+def _log_loss(truth_N: NDArray[np.int64], probability_NK: NDArray[np.floating], situation_N: NDArray[np.int64]) -> Interval:
+    of_true_N = probability_NK[np.arange(len(truth_N)), truth_N].astype(np.float64)
+    return mean_interval(-np.log(np.maximum(of_true_N, np.finfo(np.float64).tiny)), situation_N)
+
+
+def _calibration_error(
+    truth_N: NDArray[np.int64], probability_NK: NDArray[np.floating], situation_N: NDArray[np.int64]
+) -> Interval:
+    confidence_N = probability_NK.max(axis=1)
+    too_sure_N = confidence_N - (probability_NK.argmax(axis=1) == truth_N)
+    bin_N = np.minimum((confidence_N * _N_BINS).astype(np.int64), _N_BINS - 1)
+    sign_B = np.sign(np.bincount(bin_N, too_sure_N, minlength=_N_BINS))
+    error = mean_interval(too_sure_N * sign_B[bin_N], situation_N)
+    return Interval(error.value, max(0.0, error.low), error.high)
+
+
+def mean_interval(value_N: NDArray[np.floating], groups_N: NDArray[np.int64] | None = None) -> Interval:
+    """A mean with its normal interval over situations."""
+    mean = float(value_N.mean(dtype=np.float64))
+    half = _NORMAL_95 * float(np.sqrt(_clustered_variance(value_N - mean, _numbered(groups_N, len(value_N)))))
+    return Interval(mean, mean - half, mean + half)
+
+
+def macro_area(truth_N: NDArray[np.int64], score_NK: NDArray[np.floating]) -> tuple[float, NDArray[np.float64]]:
+    """Mean over classes of the one-vs-rest AUROC, and each example's influence on it."""
+    return _mean_area([_auroc(truth_N == label, score_NK[:, label]) for label in range(score_NK.shape[1])])
+
+
+def area_interval(
+    truth_N: NDArray[np.int64], score_NK: NDArray[np.floating], groups_N: NDArray[np.int64] | None = None
+) -> Interval:
+    """The macro AUROC with its interval over situations."""
+    return _normal_interval(*macro_area(truth_N, score_NK), _numbered(groups_N, len(truth_N)))
+
+
+def mean_over_shuffles(
+    value_R: NDArray[np.float64], influence_N: NDArray[np.float64], groups_N: NDArray[np.int64] | None = None
+) -> Interval:
+    """The mean of a score over shuffles of the labels.
+
+    Its interval covers both chances: which situations were scored (the mean influence of each example), and which shuffles were
+    drawn (how much they differ).
+    """
+    situation_N = _numbered(groups_N, len(influence_N))
+    variance = _clustered_variance(influence_N, situation_N) + float(value_R.var(ddof=1)) / len(value_R)
+    half = _NORMAL_95 * float(np.sqrt(variance))
+    mean = float(value_R.mean())
+    return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
+
+
+def _mean_area(parts: Sequence[tuple[float, NDArray[np.float64]]]) -> tuple[float, NDArray[np.float64]]:
+    return float(np.mean([area for area, _ in parts])), np.asarray(np.mean([influence for _, influence in parts], axis=0))
 
 
 def _resample(cell_N: NDArray[np.int64], situation_N: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
