@@ -82,9 +82,9 @@ def analyze(run: "Run", *, site: str = "resid.last", kind: str = "linear") -> "P
     Raises:
         ValueError: the run is not finished, has no usable labels, or lacks the site.
     """
-    from analyze.probes import probe_layers
+    from analyze.probes import ProbeSpec, probe_layers
 
-    return probe_layers(run, site, run.layers_of(site), kind)
+    return probe_layers(run, site, run.layers_of(site), ProbeSpec(kind)).result
 
 
 def main() -> None:

@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from analyze.examples import FEWEST_SITUATIONS, SEED, Examples, folds, labelled_examples
+from analyze.extracting import same_way
 from analyze.mapping import Mapper, ignore, in_threads
-from analyze.probes import make_classifier, read_probabilities
 from analyze.query import Run
 from analyze.scores import Interval, score
 from extract.corpus import Corpus
@@ -31,6 +33,8 @@ from extract.request import Request
 
 OFFSETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 400)
 """Token offsets from the last token of the utterance."""
+KINDS = ("linear", "logistic")
+"""Probes to choose from: samples are small, so discriminant analysis has Ledoit-Wolf's shrinkage, which needs no validation."""
 READERS = ("refit", "offset-0", "shuffled")
 """How the score at an offset is read; see the top of this file."""
 CHANCE = 0.5
@@ -39,6 +43,7 @@ ALL_EMOTIONS = "all"
 """Name of the curve that averages over emotions."""
 
 _N_FOLDS = 5
+_LOGISTIC_C = 0.01
 _N_RESAMPLES = 500
 
 
@@ -115,23 +120,8 @@ def continued_request(run: Run, layer: int, passage: str, per_label: int, offset
         raise ValueError(f"a label is called {ALL_EMOTIONS!r}, which persistence calls the mean over labels; rename it")
     table = run.utterances()
     chosen = [int(row) for label in examples.classes for row in _sample(examples, table, label)[:per_label]]
-    manifest, weights = run.manifest, run.manifest.identity.weights
     corpus = Corpus(f"{run.run_id} sample", table.drop_columns(["row", "n_tokens"])).take(sorted(chosen))
-    return Request(
-        model=weights.removeprefix("hub:") if weights.startswith("hub:") else manifest.model,  # the commit, not the newest
-        corpus=corpus,
-        sites="resid.offset",
-        layers=str(layer),
-        template=manifest.template,
-        system=manifest.system,
-        date=manifest.date,
-        continuation=f"\n\n{passage}",
-        offsets=tuple(offsets),
-        compute_dtype=manifest.identity.compute_dtype,
-        stored_dtype=manifest.identity.stored_dtype,
-        attention=manifest.identity.attention,
-        truncate=manifest.identity.truncate,
-    )
+    return same_way(run, corpus, "resid.offset", str(layer), f"\n\n{passage}", offsets)
 
 
 def measure_persistence(
@@ -190,6 +180,26 @@ def half_life(offsets: Sequence[int], score_SO: NDArray[np.float64]) -> NDArray[
         share_S = np.divide(before_S, before_S - after_S, out=np.zeros_like(before_S), where=crosses_S)
         result_S = np.where(crosses_S, offsets[index - 1] + share_S * (offsets[index] - offsets[index - 1]), result_S)
     return np.where(above_SO[:, 0] > 0, result_S, np.nan)
+
+
+def make_classifier(kind: str) -> Any:
+    """An unfitted classifier of standardised states.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    if kind == "linear":
+        return LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+    if kind == "logistic":
+        return LogisticRegression(C=_LOGISTIC_C, max_iter=1000)
+    raise ValueError(f"persistence has no probe {kind!r}; choose from {', '.join(KINDS)}")
+
+
+def read_probabilities(probe: Any, hidden_ND: NDArray[Any], n_classes: int) -> NDArray[np.float64]:
+    """A fitted classifier's class probabilities (N, K); 0 for a class it was never shown."""
+    probability_NK = np.zeros((len(hidden_ND), n_classes))
+    probability_NK[:, probe.classes_] = probe.predict_proba(hidden_ND)
+    return probability_NK
 
 
 def _sample(examples: Examples, table: pa.Table, label: str) -> NDArray[np.int64]:

@@ -1,33 +1,80 @@
-"""A probe on every layer: how well a linear reader of one site tells the emotions apart, and where it does so best.
+"""A probe on every layer: how well a reader of one site tells the labels apart, and where it does so best.
 
-Each layer's states are standardised by the training split and read by one of two linear classifiers of scikit-learn:
-`linear` is discriminant analysis with Ledoit-Wolf shrinkage, which has nothing to tune; `logistic` is multinomial
-logistic regression. The best layer is chosen by cross-validation inside the training split, so that its test score
-is not the luckiest of many. A control is fitted to shuffled labels: what it scores is what a probe of this size gets from
-nothing.
+Each layer's states are standardised by the rows a probe is fitted on. Cross-validation inside the training split chooses the
+regularisation and the best layer, so that no test score is the luckiest of many. Beside every score stand three controls:
+shuffled labels (what does a probe of this size get from nothing?), a control task (a random class for every first word,
+Hewitt & Liang 2019: how much can it read that is mere lexical identity?), and emotion against neutral as a question of its own.
+
+Shape suffixes: N utterances, M those of them that train, K classes, R shuffles.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 
+from analyze.balance import BALANCES, NEUTRAL, balance
 from analyze.examples import SEED, Examples, Split, folds, labelled_examples, split_examples
+from analyze.fitting import SOLVERS, Fit, Probe, check_kind, prepare, read_probabilities, solve
 from analyze.mapping import Mapper, ignore, in_threads
+from analyze.moments import Floats, Target
 from analyze.query import Run
-from analyze.scores import Scores, score
+from analyze.scores import Interval, Scores, macro_area, mean_interval, mean_over_shuffles, score
+from analyze.selection import choose_strength
+from analyze.states import states_of
+from analyze.where import Where, locate
+from extract.identity import sha256_hex
+from extract.sites import Site
 
-KINDS = ("linear", "logistic")
-"""Probes to choose from."""
+AFFECT = (NEUTRAL, "emotion")
+"""The two classes of the binary question."""
+N_SHUFFLES = 5
+"""How often labels are shuffled."""
 
-_LOGISTIC_C = 0.01
 _N_FOLDS = 5
+_PUNCTUATION = ".,;:!?\"'()"
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSpec:
+    """Which probe to fit, and how."""
+
+    kind: str = "linear"
+    """One of KINDS."""
+    strength: float | None = None
+    """Shrinkage of `linear`, alpha of `ridge`, C of `logistic`, epochs of `mlp`; None: cross-validation chooses."""
+    balance: str = "none"
+    """One of BALANCES."""
+    solver: str = SOLVERS[0]
+    """One of SOLVERS."""
+
+    def check(self) -> None:
+        """Make sure that there is such a probe.
+
+        Raises:
+            ValueError: there is not.
+        """
+        check_kind(self.kind, self.solver)
+        if self.balance not in BALANCES:
+            raise ValueError(f"there is no balance {self.balance!r}; choose from {', '.join(BALANCES)}")
+        if self.strength is not None:
+            _check_strength(self.kind, self.strength)
+
+
+DEFAULT = ProbeSpec()
+"""The probe that is fitted when nobody says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What the same probes get from shuffled labels: the mean over shuffles, with an interval over situations and shuffles."""
+
+    accuracy: Interval
+    """Share of test examples whose likeliest class is the true one."""
+    auroc: Interval
+    """Mean over classes of the one-vs-rest area under the ROC curve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +85,16 @@ class LayerScores:
     """The layer it reads."""
     test: Scores
     """On the test split."""
-    control: Scores
+    control: Control
     """On the test split, fitted to shuffled labels."""
+    task: Interval
+    """Accuracy on the test split of a probe of the control task."""
+    selectivity: Interval
+    """Accuracy less that of the control task, paired by utterance."""
+    affect: Scores | None
+    """On the test split, emotion against neutral; None where the labels lack `neutral` or are only two."""
+    strength: float
+    """The regularisation used."""
     selection_accuracy: float
     """By cross-validation inside the training split, for choosing the layer."""
 
@@ -52,8 +107,8 @@ class ProbeResult:
     """The run."""
     site: str
     """Where the states were read."""
-    kind: str
-    """One of KINDS."""
+    spec: ProbeSpec
+    """Which probe."""
     classes: tuple[str, ...]
     """The labels, in the order of every matrix here."""
     n_train: int
@@ -74,6 +129,13 @@ class ProbeResult:
     """Ascending."""
     best_layer: int
     """The layer with the highest selection accuracy."""
+    where: Where | None
+    """Onset, peak and plateau; None where nothing is above chance."""
+
+    @property
+    def kind(self) -> str:
+        """One of KINDS."""
+        return self.spec.kind
 
     @property
     def best(self) -> LayerScores:
@@ -81,36 +143,34 @@ class ProbeResult:
         return next(scores for scores in self.layers if scores.layer == self.best_layer)
 
 
-def make_probe(kind: str) -> Pipeline:
-    """An unfitted probe: standardisation by the training states, then a classifier.
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """Probes and what they score."""
 
-    Raises:
-        ValueError: there is no such kind.
-    """
-    return make_pipeline(StandardScaler(), make_classifier(kind))
+    result: ProbeResult
+    """The numbers."""
+    probes: tuple[Probe, ...]
+    """The probe of each layer, of raw states."""
 
 
-def make_classifier(kind: str) -> Any:
-    """An unfitted classifier of standardised states.
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """What is known of one layer."""
 
-    Raises:
-        ValueError: there is no such kind.
-    """
-    if kind == "linear":
-        return LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
-    if kind == "logistic":
-        return LogisticRegression(C=_LOGISTIC_C, max_iter=1000)
-    raise ValueError(f"there is no probe {kind!r}; choose from {', '.join(KINDS)}")
+    scores: LayerScores
+    probe: Probe
+    right_M: NDArray[np.bool_]
+    """Whether cross-validation was right about each training utterance."""
 
 
 def probe_layers(
     run: Run,
     site: str,
     layers: Sequence[int],
-    kind: str = "linear",
+    spec: ProbeSpec = DEFAULT,
     on_layer: Callable[[int], None] = ignore,
     mapper: Mapper = in_threads,
-) -> ProbeResult:
+) -> Probed:
     """Fit and score a probe on each layer.
 
     Args:
@@ -118,64 +178,153 @@ def probe_layers(
         mapper: where layers are done; the numbers are the same everywhere.
 
     Raises:
-        ValueError: the run is not complete, has no usable labels, or lacks the site or a layer.
+        ValueError: the run is not complete, has no usable labels, or lacks the site or a layer; or there is no such probe.
     """
+    spec.check()
+    if not Site.parse(site).pooled:
+        raise ValueError(
+            f"{site} has no single vector for each utterance, which a probe reads; choose a site such as resid.last"
+        )
     run.require_complete()
-    make_probe(kind)
     examples = labelled_examples(run)
     split = split_examples(examples)
-
-    def probe(layer: int) -> LayerScores:
-        return _probe_layer(run.hidden_rows(site, layer, examples.rows), layer, examples, split, kind)
-
-    scores = mapper(probe, layers, on_layer)
-    _, counts = np.unique(examples.labels[~split.test], return_counts=True)
-    commonest = examples.classes[int(np.argmax(counts))]
-    return ProbeResult(
+    scored_N = balance(examples, split, spec.balance).scored_N
+    done = mapper(_Work(run, site, spec, examples, split), layers, on_layer)
+    scores = tuple(layer.scores for layer in done)
+    truth_N, train_N = examples.truth, ~split.test
+    commonest = int(np.bincount(truth_N[train_N]).argmax())
+    result = ProbeResult(
         run_id=run.run_id,
         site=site,
-        kind=kind,
+        spec=spec,
         classes=examples.classes,
-        n_train=int((~split.test).sum()),
-        n_test=int(split.test.sum()),
-        n_test_situations=len(np.unique(examples.groups[split.test])),
+        n_train=int(train_N.sum()),
+        n_test=int(scored_N.sum()),
+        n_test_situations=len(np.unique(examples.groups[scored_N])),
         n_unlabelled=examples.n_unlabelled,
         n_other_split=examples.n_other_split,
         split=split.made,
-        chance=float(np.mean(examples.labels[split.test] == commonest)),
-        layers=tuple(scores),
+        chance=float(np.mean(truth_N[scored_N] == commonest)),
+        layers=scores,
         best_layer=max(scores, key=lambda entry: (entry.selection_accuracy, -entry.layer)).layer,
+        where=locate(
+            [entry.layer for entry in scores],
+            np.stack([layer.right_M for layer in done], axis=1),
+            examples.groups[train_N],
+            float(np.mean(truth_N[train_N] == commonest)),
+        ),
+    )
+    return Probed(result, tuple(layer.probe for layer in done))
+
+
+class _Work:
+    """What is done to each layer."""
+
+    def __init__(self, run: Run, site: str, spec: ProbeSpec, examples: Examples, split: Split) -> None:
+        self._run, self._site, self._spec, self._examples = run, site, spec, examples
+        self._balance = balance(examples, split, spec.balance)
+        self._train_N = ~split.test
+        self._scored = np.flatnonzero(self._balance.scored_N)
+        self._truth = Target(examples.truth, len(examples.classes))
+        train = np.flatnonzero(self._train_N)
+        parts = folds(examples.truth[train], examples.groups[train], _N_FOLDS)
+        self._held_out = [train[held_out] for _, held_out in parts]
+        self._task = Target(_control_task(run, examples, self._train_N), len(examples.classes))
+        self._affect = _affect(examples)
+
+    def __call__(self, layer: int) -> _Layer:
+        """Fit and score one layer."""
+        states = states_of(self._run, self._site, layer, self._examples.rows)
+        shuffled = [self._shuffled(layer, index) for index in range(N_SHUFFLES)]
+        whole = [self._truth, self._task, *shuffled, *([] if self._affect is None else [self._affect])]
+        fits = [Fit(self._train_N, target) for target in whole] + [
+            Fit(self._train_N & ~_mask(held_out, len(self._train_N)), self._truth) for held_out in self._held_out
+        ]
+        prepared = prepare(states, fits, self._balance.weight_N)
+        spec, fold_fits = self._spec, range(len(whole), len(fits))
+        strength, right_N = choose_strength(prepared, fold_fits, self._held_out, spec.kind, spec.strength, spec.solver)
+        probes = solve(prepared, [(index, strength) for index in range(len(whole))], spec.kind, spec.solver)
+        said = read_probabilities(states, [(probe, self._scored) for probe in probes])
+        right_M = right_N[self._train_N]
+        return _Layer(self._scores(layer, strength, right_M, probes[0], said), probes[0], right_M)
+
+    def _shuffled(self, layer: int, index: int) -> Target:
+        """Labels shuffled among the training utterances; differently on every layer, else their controls would err alike."""
+        code_N = self._examples.truth.copy()
+        code_N[self._train_N] = np.random.default_rng((SEED, layer, index)).permutation(code_N[self._train_N])
+        return Target(code_N, self._truth.n_classes)
+
+    def _scores(
+        self, layer: int, strength: float, right_M: NDArray[np.bool_], probe: Probe, said: Sequence[Floats]
+    ) -> LayerScores:
+        truth_N, groups_N = self._truth.code_N[self._scored], self._examples.groups[self._scored]
+        ranks_only = probe.gives != "logits"
+        main, task, shuffled = said[0], said[1], said[2 : 2 + N_SHUFFLES]
+        right_of_main_N = main.argmax(axis=1) == truth_N
+        right_of_task_N = task.argmax(axis=1) == self._task.code_N[self._scored]
+        affect = None
+        if self._affect is not None:
+            affect = score(self._affect.code_N[self._scored], said[-1], groups_N, ranks_only)
+        weight_M = np.ones(len(right_M)) if self._balance.weight_N is None else self._balance.weight_N[self._train_N]
+        return LayerScores(
+            layer=layer,
+            test=score(truth_N, main, groups_N, ranks_only),
+            control=_control(truth_N, shuffled, groups_N),
+            task=mean_interval(right_of_task_N.astype(np.float64), groups_N),
+            selectivity=mean_interval(right_of_main_N.astype(np.float64) - right_of_task_N, groups_N),
+            affect=affect,
+            strength=strength,
+            selection_accuracy=float(np.average(right_M, weights=weight_M)),
+        )
+
+
+def _mask(rows: NDArray[np.int64], n_rows: int) -> NDArray[np.bool_]:
+    chosen_N = np.zeros(n_rows, np.bool_)
+    chosen_N[rows] = True
+    return chosen_N
+
+
+def _affect(examples: Examples) -> Target | None:
+    """Neutral or not; None where that is no question of its own."""
+    if NEUTRAL not in examples.classes or len(examples.classes) < 3:
+        return None
+    return Target((examples.labels != NEUTRAL).astype(np.int64), len(AFFECT))
+
+
+def _control_task(run: Run, examples: Examples, train_N: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """A class for every utterance that depends on nothing but its first word, drawn for each word as labels are frequent."""
+    texts = run.utterances()["text"].take(pa.array(examples.rows)).to_pylist()
+    first_words = [(text.split() or [""])[0].casefold().strip(_PUNCTUATION) for text in texts]
+    draw = {word: int(sha256_hex(word.encode())[:12], 16) / 16**12 for word in set(first_words)}
+    shares_K = np.bincount(examples.truth[train_N], minlength=len(examples.classes)) / train_N.sum()
+    drawn_N = np.array([draw[word] for word in first_words])
+    return np.minimum(np.searchsorted(np.cumsum(shares_K), drawn_N, side="right"), len(shares_K) - 1)
+
+
+def _control(truth_N: NDArray[np.int64], said: Sequence[Floats], groups_N: NDArray[np.int64]) -> Control:
+    """Mean scores over shuffles; the interval covers the test situations and, between shuffles, the luck of one shuffle."""
+    right_RN = np.stack([scores.argmax(axis=1) == truth_N for scores in said]).astype(np.float64)
+    areas = [macro_area(truth_N, scores) for scores in said]
+    return Control(
+        accuracy=mean_over_shuffles(
+            right_RN.mean(axis=1), (right_RN - right_RN.mean(axis=1, keepdims=True)).mean(axis=0), groups_N
+        ),
+        auroc=mean_over_shuffles(
+            np.array([area for area, _ in areas]), np.mean([influence_N for _, influence_N in areas], axis=0), groups_N
+        ),
     )
 
 
-def read_probabilities(probe: Any, hidden_ND: NDArray[Any], n_classes: int) -> NDArray[np.float64]:
-    """A fitted classifier's class probabilities (N, K); 0 for a class it was never shown."""
-    probability_NK = np.zeros((len(hidden_ND), n_classes))
-    probability_NK[:, probe.classes_] = probe.predict_proba(hidden_ND)
-    return probability_NK
-
-
-def _probe_layer(hidden_ND: NDArray[np.float32], layer: int, examples: Examples, split: Split, kind: str) -> LayerScores:
-    truth_N, train, test = examples.truth, ~split.test, split.test
-    shuffled_N = np.random.default_rng((SEED, layer)).permutation(truth_N[train])  # else every layer's control errs alike
-
-    def scores_of(labels_N: NDArray[np.int64]) -> Scores:
-        probe = make_probe(kind).fit(hidden_ND[train], labels_N)
-        return score(truth_N[test], read_probabilities(probe, hidden_ND[test], len(examples.classes)), examples.groups[test])
-
-    return LayerScores(
-        layer=layer,
-        test=scores_of(truth_N[train]),
-        control=scores_of(shuffled_N),
-        selection_accuracy=_selection_accuracy(hidden_ND[train], truth_N[train], examples.groups[train], kind),
-    )
-
-
-def _selection_accuracy(
-    hidden_ND: NDArray[np.float32], truth_N: NDArray[np.int64], groups_N: NDArray[np.int64], kind: str
-) -> float:
-    right_N = np.zeros(len(truth_N), np.bool_)
-    for fitted, held_out in folds(truth_N, groups_N, _N_FOLDS):
-        probe = make_probe(kind).fit(hidden_ND[fitted], truth_N[fitted])
-        right_N[held_out] = probe.predict(hidden_ND[held_out]) == truth_N[held_out]
-    return float(right_N.mean())
+def _check_strength(kind: str, strength: float) -> None:
+    fits = {
+        "linear": 0 <= strength <= 1,
+        "mlp": strength >= 1 and strength == int(strength),
+    }.get(kind, strength > 0 or kind == "difference")
+    if not (np.isfinite(strength) and fits):
+        what = {
+            "linear": "a shrinkage from 0 to 1",
+            "ridge": "an alpha above 0",
+            "logistic": "a C above 0",
+            "mlp": "a whole number of epochs, 1 or more",
+        }[kind]
+        raise ValueError(f"a regularisation of {strength:g} does not suit a {kind} probe; give {what}")

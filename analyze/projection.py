@@ -11,8 +11,9 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from analyze.examples import SEED, labelled_examples, split_examples
-from analyze.probes import make_probe
+from analyze.fitting import Probe, read_probabilities
 from analyze.query import Run
+from analyze.states import states_in
 
 Points = tuple[tuple[float, float], ...]
 
@@ -39,8 +40,11 @@ class Projection:
     """Share of the variance along each axis of `probabilities`."""
 
 
-def project(run: Run, site: str, layer: int, kind: str = "linear") -> Projection:
+def project(run: Run, site: str, layer: int, probe: Probe) -> Projection:
     """Project the test utterances of a run at one layer.
+
+    Args:
+        probe: reads that layer.
 
     Raises:
         ValueError: the run has no usable labels, or lacks the site or the layer.
@@ -49,9 +53,10 @@ def project(run: Run, site: str, layer: int, kind: str = "linear") -> Projection
     test = split_examples(examples).test
     truth_N, train = examples.truth, ~test
     hidden_ND = run.hidden_rows(site, layer, examples.rows)
-    probe = make_probe(kind).fit(hidden_ND[train], truth_N[train])
     states, states_variance = _plane(StandardScaler().fit(hidden_ND[train]).transform(hidden_ND[test]))
-    probabilities, probabilities_variance = _plane(probe.predict_proba(hidden_ND[test]))
+    test_rows = np.flatnonzero(test)
+    (said_NK,) = read_probabilities(states_in(hidden_ND), [(probe, test_rows)])
+    probabilities, probabilities_variance = _plane(said_NK)
     return Projection(
         site=site,
         layer=layer,

@@ -7,20 +7,23 @@ is measured anew, not shown as if it were current.
 import fnmatch
 import importlib.metadata
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from analyze.geometry import GeometryResult
 from analyze.persistence import PersistenceResult
-from analyze.probes import ProbeResult
+from analyze.probes import ProbeResult, ProbeSpec
 from analyze.query import Run
+from analyze.transfer import TransferResult
 from extract.documents import now
 from extract.identity import canonical_json, sha256_hex
 
-_LIBRARIES = ("affectome", "numpy", "scikit-learn", "scipy")
+_LIBRARIES = ("affectome", "numpy", "scikit-learn", "scipy", "torch")
+_FORM = "2"  # grows when a result's fields change
 _Result = TypeVar("_Result")
 
 
@@ -29,29 +32,38 @@ class Kept(Generic[_Result]):
     """A result and what made it."""
 
     versions: dict[str, str]
-    """Versions of the libraries that made it."""
+    """Versions of the libraries that made it, and of a result's form."""
     made: str
     """When, in ISO 8601, UTC."""
     result: _Result
     """The numbers."""
 
 
+Result = ProbeResult | PersistenceResult | GeometryResult | TransferResult
+
 _PROBE: TypeAdapter[Kept[ProbeResult]] = TypeAdapter(Kept[ProbeResult])
 _PERSISTENCE: TypeAdapter[Kept[PersistenceResult]] = TypeAdapter(Kept[PersistenceResult])
+_GEOMETRY: TypeAdapter[Kept[GeometryResult]] = TypeAdapter(Kept[GeometryResult])
+_TRANSFER: TypeAdapter[Kept[TransferResult]] = TypeAdapter(Kept[TransferResult])
 
 
 @cache
 def versions() -> dict[str, str]:
     """The versions that a result made now would carry."""
-    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return {"form": _FORM} | {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
-def save(run: Run, result: ProbeResult | PersistenceResult) -> None:
+def save(run: Run, result: Result) -> None:
     """Keep a result durably under a name made of what it measured."""
-    if isinstance(result, ProbeResult):
-        document = _PROBE.dump_python(Kept(versions(), now(), result), mode="json")
-    else:
-        document = _PERSISTENCE.dump_python(Kept(versions(), now(), result), mode="json")
+    match result:
+        case ProbeResult():
+            document = _PROBE.dump_python(Kept(versions(), now(), result), mode="json")
+        case PersistenceResult():
+            document = _PERSISTENCE.dump_python(Kept(versions(), now(), result), mode="json")
+        case GeometryResult():
+            document = _GEOMETRY.dump_python(Kept(versions(), now(), result), mode="json")
+        case TransferResult():
+            document = _TRANSFER.dump_python(Kept(versions(), now(), result), mode="json")
     run.stored.objects.replace(f"analysis/{_name(run, result)}", json.dumps(document, indent=1, allow_nan=False).encode())
 
 
@@ -65,12 +77,39 @@ def persistence(run: Run) -> list[PersistenceResult]:
     return list(_current(run, "persistence", _PERSISTENCE))
 
 
-def _name(run: Run, result: ProbeResult | PersistenceResult) -> str:
-    if isinstance(result, PersistenceResult):
-        return f"persistence.{result.site}.{result.layer}.{result.kind}.{result.continued_run_id}.json"
-    layers = tuple(entry.layer for entry in result.layers)
-    which = "all" if layers == run.layers_of(result.site) else sha256_hex(canonical_json(layers))[:8]
-    return f"probe.{result.site}.{which}.{result.kind}.json"
+def probe_name(run: Run, site: str, layers: Sequence[int], spec: ProbeSpec) -> str:
+    """What the files of some probes are called, but for what they end in; the same probes made again have the same name."""
+    which = _which(run, site, layers)
+    how = "" if spec == ProbeSpec(spec.kind) else f".{sha256_hex(canonical_json(asdict(spec)))[:8]}"
+    return f"probe.{site}.{which}.{spec.kind}{how}"
+
+
+def geometries(run: Run) -> list[GeometryResult]:
+    """The geometries of the present versions kept with a run, by name."""
+    return list(_current(run, "geometry", _GEOMETRY))
+
+
+def transfers(run: Run) -> list[TransferResult]:
+    """The transfers of the present versions kept with a run, by name."""
+    return list(_current(run, "transfer", _TRANSFER))
+
+
+def _name(run: Run, result: Result) -> str:
+    match result:
+        case ProbeResult():
+            return f"{probe_name(run, result.site, [entry.layer for entry in result.layers], result.spec)}.json"
+        case PersistenceResult():
+            return f"persistence.{result.site}.{result.layer}.{result.kind}.{result.continued_run_id}.json"
+        case GeometryResult():
+            return f"geometry.{result.site}.{_which(run, result.site, [entry.layer for entry in result.layers])}.json"
+        case TransferResult():
+            layers = sorted({cell.layer for cell in result.cells})
+            measured = (result.sources, result.run_ids, layers, asdict(result.spec))
+            return f"transfer.{result.site}.{sha256_hex(canonical_json(measured))[:8]}.json"
+
+
+def _which(run: Run, site: str, layers: Sequence[int]) -> str:
+    return "all" if tuple(layers) == run.layers_of(site) else sha256_hex(canonical_json(tuple(layers)))[:8]
 
 
 def _current(run: Run, kind: str, adapter: TypeAdapter[Kept[_Result]]) -> Iterator[_Result]:

@@ -10,14 +10,16 @@ from typing import Annotated
 
 import typer
 
-from cluster.commands.analysis import persistence, probe, report
+from cluster.commands.analysis import persistence, predict, probe, report
 from cluster.commands.bench import bench
 from cluster.commands.corpora import corpora
 from cluster.commands.demo import demo
 from cluster.commands.extraction import extract, gc, runs, verify_runs
+from cluster.commands.geometry import geometry
 from cluster.commands.models import check_model, models
 from cluster.commands.plans import refresh, schedule
 from cluster.commands.status import status
+from cluster.commands.transfer import transfer
 from cluster.console import note
 
 _DEBUG = "--debug"
@@ -49,7 +51,10 @@ app.command()(status)
 app.command("verify")(verify_runs)
 app.command()(gc)
 app.command()(probe)
+app.command()(predict)
 app.command()(persistence)
+app.command()(geometry)
+app.command()(transfer)
 app.command()(report)
 app.command()(refresh)
 app.command()(schedule)

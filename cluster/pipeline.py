@@ -6,12 +6,15 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from analyze import results
-from analyze.persistence import OFFSETS, PersistenceResult, continued_request, measure_persistence
-from analyze.probes import ProbeResult, make_classifier, probe_layers
+from analyze.geometry import GeometryResult, measure_geometry
+from analyze.persistence import OFFSETS, PersistenceResult, continued_request, make_classifier, measure_persistence
+from analyze.probes import DEFAULT, ProbeResult, ProbeSpec, probe_layers
 from analyze.projection import project
 from analyze.query import Run
 from analyze.report import write_report
 from analyze.report.findings import headline_probe
+from analyze.saved import load_probes, save_probes
+from analyze.transfer import Source, TransferResult, measure_transfer
 from cluster.console import note, progress
 from cluster.execution import Execution
 from cluster.launch import extract
@@ -21,17 +24,20 @@ from extract.objects import LocalObjects
 from extract.sites import Site
 
 
-def probe(run: Run, site: str, layers: Sequence[int], kind: str, execution: Execution | None = None) -> ProbeResult:
-    """Probe layers and keep the result; a result of the same layers that was kept before is used again."""
+def probe(
+    run: Run, site: str, layers: Sequence[int], spec: ProbeSpec = DEFAULT, execution: Execution | None = None
+) -> ProbeResult:
+    """Probe layers and keep the probes and their scores; what was kept before for the same layers is used again."""
     for kept in results.probes(run):
-        if (kept.site, kept.kind, [entry.layer for entry in kept.layers]) == (site, kind, list(layers)):
+        if (kept.site, kept.spec, [entry.layer for entry in kept.layers]) == (site, spec, list(layers)):
             note(f"probes of {site} were kept with run {run.run_id}")
             return kept
-    make_classifier(kind)  # an unknown kind is refused before Ray is started
+    spec.check()  # what cannot be is refused before Ray is started
     with mapper_of(execution) as mapper, progress(f"probing {site}", len(layers), "layers") as advance:
-        result = probe_layers(run, site, layers, kind, advance, mapper)
-    results.save(run, result)
-    return result
+        probed = probe_layers(run, site, layers, spec, advance, mapper)
+    save_probes(run, probed)  # first the probes: whoever finds scores finds what they are of
+    results.save(run, probed.result)
+    return probed.result
 
 
 def persistence(
@@ -51,15 +57,38 @@ def persistence(
     return result
 
 
+def geometry(run: Run, site: str, layers: Sequence[int], execution: Execution | None = None) -> GeometryResult:
+    """Measure the geometry of layers and keep it; what was kept before for the same layers is used again."""
+    for kept in results.geometries(run):
+        if (kept.site, [entry.layer for entry in kept.layers]) == (site, list(layers)):
+            note(f"the geometry of {site} was kept with run {run.run_id}")
+            return kept
+    with mapper_of(execution) as mapper, progress(f"measuring {site}", len(layers), "layers") as advance:
+        result = measure_geometry(run, site, layers, advance, mapper)
+    results.save(run, result)
+    return result
+
+
+def transfer(
+    sources: Sequence[Source], site: str, layers: Sequence[int], spec: ProbeSpec = DEFAULT, execution: Execution | None = None
+) -> TransferResult:
+    """Train on each source, test on every one, and keep the result with the first source's run."""
+    with mapper_of(execution) as mapper, progress(f"transferring {site}", len(layers), "layers") as advance:
+        result = measure_transfer(sources, site, layers, spec, advance, mapper)
+    results.save(sources[0].run, result)
+    return result
+
+
 def report(run: Run, directory: Path) -> Path:
     """Write a run's report from the results kept with it; probes that are missing are made first."""
     full = [kept for kept in results.probes(run) if tuple(entry.layer for entry in kept.layers) == run.layers_of(kept.site)]
     sites = [site for site in run.sites if Site.parse(site).pooled]
     if not sites:
         raise ValueError(f"run {run.run_id} keeps no site with one vector for each utterance, such as resid.last, to report on")
-    full += [probe(run, site, run.layers_of(site), "linear") for site in sites if site not in {kept.site for kept in full}]
+    full += [probe(run, site, run.layers_of(site)) for site in sites if site not in {kept.site for kept in full}]
     best = headline_probe(full)
-    projection = project(run, best.site, best.best_layer, best.kind)
+    _, probes = load_probes(run, best.site, [entry.layer for entry in best.layers], best.spec)
+    projection = project(run, best.site, best.best_layer, probes[best.best_layer])
     return write_report(run, full, results.persistence(run), projection, directory)
 
 

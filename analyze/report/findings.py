@@ -10,10 +10,22 @@ from collections.abc import Iterator, Sequence
 from analyze.plots import probe_names
 from analyze.probes import LayerScores, ProbeResult
 from analyze.report.page import Table
-from analyze.report.words import noun, ranges, score, share, share_cell, share_range
-from analyze.scores import Interval
+from analyze.report.words import (
+    layer_cell,
+    noun,
+    ranges,
+    score,
+    share,
+    share_cell,
+    share_range,
+    signed_share,
+    signed_share_cell,
+)
+from analyze.scores import Interval, Scores
+from analyze.where import PLATEAU_SHARE, Where
 from extract.sites import Site
 
+_NOTHING = "\N{EN DASH}"
 _LAYER_ZERO = {
     "mean": "the mean of the token embeddings: a bag of words, so what it gives is lexical",
     "last": "the embedding of the last token alone",
@@ -46,7 +58,7 @@ def headline(probe: ProbeResult, n_layers: int) -> str:
     return sentence
 
 
-def onset(probe: ProbeResult) -> LayerScores | None:
+def first_readable(probe: ProbeResult) -> LayerScores | None:
     """The first layer whose accuracy interval lies above that of its control."""
     return next((entry for entry in probe.layers if entry.test.accuracy.low > entry.control.accuracy.high), None)
 
@@ -66,9 +78,10 @@ def best_table(probes: Sequence[ProbeResult]) -> Table:
     """The best layer of every probe."""
     rows = []
     for name, probe in _named(probes):
-        first = onset(probe)
-        rows.append((name, str(probe.best_layer), *_cells(probe.best), "none" if first is None else str(first.layer)))
-    header = ("site", "best layer", "accuracy", "macro-F1", "AUROC", "control accuracy", "onset layer")
+        best, where = probe.best, probe.where
+        cells = (signed_share_cell(best.selectivity), "none" if where is None else layer_cell(where.onset))
+        rows.append((name, str(probe.best_layer), *_cells(best), *cells))
+    header = ("site", "best layer", "accuracy", "macro-F1", "AUROC", "control accuracy", "selectivity", "onset layer")
     return Table("", header, tuple(rows))
 
 
@@ -77,8 +90,18 @@ def layer_tables(probes: Sequence[ProbeResult]) -> tuple[Table, ...]:
     return tuple(
         Table(
             caption=f"{name}, {probe.kind} probe; chance {probe.chance:.1%}; the best layer is set off",
-            header=("layer", "accuracy", "macro-F1", "AUROC", "control accuracy"),
-            rows=tuple((str(entry.layer), *_cells(entry)) for entry in probe.layers),
+            header=(
+                "layer",
+                "accuracy",
+                "macro-F1",
+                "AUROC",
+                "control accuracy",
+                "selectivity",
+                "log loss",
+                "calibration error",
+                "emotion or neutral: AUROC",
+            ),
+            rows=tuple((str(entry.layer), *_cells(entry), *_more_cells(entry)) for entry in probe.layers),
             marked=tuple(row for row, entry in enumerate(probe.layers) if entry.layer == probe.best_layer),
         )
         for name, probe in _named(probes)
@@ -94,6 +117,16 @@ def _cells(entry: LayerScores) -> tuple[str, str, str, str]:
     return share_cell(test.accuracy), score(test.macro_f1), score(test.auroc), share_cell(control.accuracy)
 
 
+def _more_cells(entry: LayerScores) -> tuple[str, str, str, str]:
+    test, affect = entry.test, entry.affect
+    return (
+        signed_share_cell(entry.selectivity),
+        _NOTHING if test.log_loss is None else score(test.log_loss),
+        _NOTHING if test.calibration_error is None else share_cell(test.calibration_error),
+        _NOTHING if affect is None else score(affect.auroc),
+    )
+
+
 def _comparison(best_name: str, best: ProbeResult, name: str, probe: ProbeResult) -> str:
     highest, accuracy = best.best.test.accuracy, probe.best.test.accuracy
     said = f"{name} is best at layer {probe.best_layer}, with {share(accuracy)}"
@@ -105,23 +138,51 @@ def _comparison(best_name: str, best: ProbeResult, name: str, probe: ProbeResult
 
 
 def _where_one(probe: ProbeResult) -> Iterator[str]:
-    yield _onset_sentence(onset(probe))
+    yield _first_readable_sentence(first_readable(probe))
+    if probe.where is not None:
+        yield _location_sentence(probe.where)
     top = probe.best.test
     yield (
         f"best layer {probe.best_layer}, with {share(top.accuracy)}, macro-F1 {score(top.macro_f1)} and AUROC "
         f"{score(top.auroc)}. {_neighbours(probe)}{_luckiest(probe)}"
     )
+    yield _selectivity_sentence(probe.best)
+    if probe.best.affect is not None:
+        yield _affect_sentence(probe, probe.best.affect)
     if probe.layers[0].layer == 0:
         yield _layer_zero(probe)
 
 
-def _onset_sentence(first: LayerScores | None) -> str:
+def _first_readable_sentence(first: LayerScores | None) -> str:
     if first is None:
-        return "no layer's accuracy interval lies above that of the same probe on shuffled labels, so there is no onset."
+        return "no layer's accuracy interval lies above that of the same probe on shuffled labels."
     return (
-        f"onset at layer {first.layer}, the first layer whose accuracy, {share(first.test.accuracy)}, lies above that of the "
-        f"same probe on shuffled labels, {share(first.control.accuracy)}, interval and all."
+        f"readable from layer {first.layer} on, the first whose accuracy, {share(first.test.accuracy)}, lies above that of "
+        f"the same probe on shuffled labels, {share(first.control.accuracy)}, interval and all."
     )
+
+
+def _location_sentence(where: Where) -> str:
+    start, stop = where.plateau_start, where.plateau_stop
+    return (
+        f"by cross-validation inside the training split, onset (half of the peak's accuracy above chance) at layer "
+        f"{layer_cell(where.onset)}, peak at {layer_cell(where.peak)}, and {PLATEAU_SHARE:.0%} of the peak kept from layer "
+        f"{layer_cell(start)} to {layer_cell(stop)}; in brackets 95% intervals."
+    )
+
+
+def _selectivity_sentence(best: LayerScores) -> str:
+    said = (
+        f"selectivity at the best layer {signed_share(best.selectivity)}: so much more accurate is the probe than one of the "
+        f"same size for a random class of every first word, which gets {share(best.task)}."
+    )
+    return said if best.selectivity.low > 0 else f"{said} Its interval includes 0: mere word identity is read as well."
+
+
+def _affect_sentence(probe: ProbeResult, affect: Scores) -> str:
+    above = [entry.layer for entry in probe.layers if entry.affect is not None and entry.affect.auroc.low > 0.5]
+    from_where = f"above chance from layer {above[0]} on" if above else "above chance at no layer"
+    return f"emotion against neutral at the best layer: AUROC {score(affect.auroc)}; {from_where}, interval and all."
 
 
 def _neighbours(probe: ProbeResult) -> str:

@@ -33,8 +33,8 @@ def _probe_limits(manifest: Manifest, best: ProbeResult, probes: Sequence[ProbeR
         f"A linear probe shows that the {noun(best.classes)} can be read from the states, not that the model uses it, feels "
         "it, or acts on it. Only an intervention could show use.",
         "Intervals are over the situations that the test utterances tell (the two tellings of a pair are one). They do not "
-        "cover other seeds, prompts, templates, corpora or models, and each layer's control is one shuffle. Intervals that "
-        "overlap are called undecided here; a paired test could be sharper.",
+        "cover other seeds, prompts, templates, corpora or models. Intervals that overlap are called undecided here; a paired "
+        "test could be sharper.",
         "The best layer is chosen by cross-validation inside the training split, so its test score is not the luckiest of "
         "many. Which layer wins is itself uncertain: see the layers whose intervals overlap.",
     ]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from analyze.plots import EMOTION_COLOURS
 from analyze.scores import Interval
+from analyze.where import LayerEstimate
 
 
 def noun(classes: Iterable[str]) -> str:
@@ -24,6 +25,21 @@ def share_range(value: Interval) -> str:
 def share_cell(value: Interval) -> str:
     """A share for a table, with one decimal: `71.0% (67.0-75.0)`."""
     return f"{value.value:.1%} ({100 * value.low:.1f}\N{EN DASH}{100 * value.high:.1f})"
+
+
+def signed_share(value: Interval) -> str:
+    """A difference of shares for a sentence, in points: `+31 points (25 to 37)`."""
+    return f"{100 * value.value:+.0f} points ({100 * value.low:.0f} to {100 * value.high:.0f})"
+
+
+def signed_share_cell(value: Interval) -> str:
+    """A difference of shares for a table, in points: `+31.2 (25.0 to 37.4)`."""
+    return f"{100 * value.value:+.1f} ({100 * value.low:.1f} to {100 * value.high:.1f})"
+
+
+def layer_cell(value: LayerEstimate) -> str:
+    """A layer with its interval: `3 (2-5)`."""
+    return f"{value.layer} ({value.low}\N{EN DASH}{value.high})"
 
 
 def score(value: Interval) -> str:

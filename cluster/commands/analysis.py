@@ -1,4 +1,4 @@
-"""affectome probe, affectome persistence, affectome report."""
+"""affectome probe, affectome predict, affectome persistence, affectome report."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,16 +8,20 @@ import typer
 
 from cluster.commands.options import (
     AddressOption,
+    BalanceOption,
     JsonOption,
     KindOption,
     LayersOption,
     RunArgument,
+    SiteOption,
+    SolverOption,
     StoreArgument,
+    StrengthOption,
     WorkersOption,
+    chosen_layers,
 )
 from cluster.console import Row, note, print_json, print_rows
 from cluster.execution import Execution
-from extract.sites import parse_layers
 
 if TYPE_CHECKING:  # what computes is imported by the commands that compute: it takes seconds to load
     from analyze.persistence import Curve, PersistenceResult
@@ -32,25 +36,72 @@ DEFAULT_PER_LABEL = 24
 def probe(
     store: StoreArgument,
     run: RunArgument,
-    site: Annotated[str, typer.Option(help="Where to read, such as resid.last.")] = "resid.last",
+    site: SiteOption = "resid.last",
     layers: LayersOption = "all",
     kind: KindOption = "linear",
+    strength: StrengthOption = None,
+    balance: BalanceOption = "none",
+    solver: SolverOption = "affectome",
     workers: WorkersOption = None,
     address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a probe on each layer and score it on the test split."""
+    """Fit a probe on each layer, score it on the test split and keep both."""
+    from analyze.probes import ProbeSpec
     from analyze.query import open_store
     from cluster import pipeline
 
     opened = open_store(store).run(run)
-    chosen = opened.layers_of(site) if layers == "all" else parse_layers(layers, opened.manifest.n_layers)
-    result = pipeline.probe(opened, site, chosen, kind, Execution(workers, address))
+    chosen = chosen_layers(opened, site, layers)
+    spec = ProbeSpec(kind, strength, balance, solver)
+    result = pipeline.probe(opened, site, chosen, spec, Execution(workers, address))
     _tell_left_out(result)
     if as_json:
         print_json(asdict(result))
     else:
         print_probe(result)
+
+
+def predict(
+    store: StoreArgument,
+    run: RunArgument,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="What to read.", show_default=False)] = None,
+    corpus: Annotated[str | None, typer.Option(help="A corpus file to read instead of texts.", show_default=False)] = None,
+    site: SiteOption = "resid.last",
+    layer: Annotated[int | None, typer.Option(help="Which layer; without it, the best.", show_default=False)] = None,
+    kind: KindOption = "linear",
+    as_json: JsonOption = False,
+) -> None:
+    """Read new text with a probe that `affectome probe` kept, of all layers of the site."""
+    from analyze import results
+    from analyze.probes import ProbeSpec
+    from analyze.query import open_store
+    from analyze.saved import load_probes
+    from analyze.saved import predict as read_texts
+    from extract.corpus import read_corpus
+
+    if (not texts) == (corpus is None):
+        raise ValueError("give either texts to read or a --corpus of them")
+    opened, spec = open_store(store).run(run), ProbeSpec(kind)
+    layers = opened.layers_of(site)
+    made, probes = load_probes(opened, site, layers, spec)
+    if layer is None:
+        kept = [result for result in results.probes(opened) if (result.site, result.spec) == (site, spec)]
+        full = [result for result in kept if tuple(entry.layer for entry in result.layers) == layers]
+        if not full:
+            raise ValueError("the scores of these probes are not kept, so which layer is best is not known; give --layer")
+        layer = full[0].best_layer
+    if layer not in probes:
+        raise ValueError(f"there is no probe of layer {layer}; choose from {', '.join(map(str, probes))}")
+    asked = texts or read_corpus(str(corpus)).table["text"].to_pylist()
+    said = read_texts(opened, made, probes[layer], layer, asked)
+    rows: list[Row] = [
+        {"text": text, "says": made.classes[int(row.argmax())]}
+        | {name: float(value) for name, value in zip(made.classes, row, strict=True)}
+        for text, row in zip(asked, said, strict=True)
+    ]
+    what = "probabilities" if made.gives == "logits" else "margins"
+    print_rows(f"{site}, layer {layer}, {kind} probe of run {opened.run_id}: {what}", rows, as_json)
 
 
 def persistence(
@@ -95,9 +146,10 @@ def report(
 
 def best_last_layer(run: "Run", kind: str, execution: Execution) -> int:
     """The best layer for `resid.last`, from probes kept with the run or made now."""
+    from analyze.probes import ProbeSpec
     from cluster import pipeline
 
-    return pipeline.probe(run, "resid.last", run.layers_of("resid.last"), kind, execution).best_layer
+    return pipeline.probe(run, "resid.last", run.layers_of("resid.last"), ProbeSpec(kind), execution).best_layer
 
 
 def print_probe(result: "ProbeResult") -> None:
@@ -109,6 +161,7 @@ def print_probe(result: "ProbeResult") -> None:
             "macro_f1": entry.test.macro_f1.value,
             "auroc": entry.test.auroc.value,
             "shuffled_accuracy": entry.control.accuracy.value,
+            "selectivity": entry.selectivity.value,
             "": "<- best" if entry.layer == result.best_layer else "",
         }
         for entry in result.layers

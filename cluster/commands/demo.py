@@ -34,7 +34,7 @@ def demo(
         raise RuntimeError(f"run {stored.run_id} is damaged: {verdict.problems[0]}; remove {location} and run the demo again")
     note(f"verified {verdict.n_objects:,} objects, {verdict.n_bytes:,} bytes")
     run = Run(stored)
-    probes = {site: pipeline.probe(run, site, run.layers_of(site), "linear") for site in run.sites}
+    probes = {site: pipeline.probe(run, site, run.layers_of(site)) for site in run.sites}
     layer = probes["resid.last"].best_layer
     persistence = pipeline.persistence(run, layer, DEFAULT_PASSAGE, DEFAULT_PER_LABEL, "linear", location)
     path = pipeline.report(run, directory / "report")

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from analyze import results
 from analyze.persistence import PersistenceResult, continued_request
-from analyze.probes import ProbeResult
+from analyze.probes import ProbeResult, ProbeSpec
 from analyze.query import Run
 from cluster.pipeline import passage_text
 from cluster.plans.models import PassedOver, PlannedModel
@@ -209,7 +209,7 @@ class Holdings:
         return {
             kept.site: kept
             for kept in self._probes[run.run_id]
-            if kept.kind == kind and tuple(entry.layer for entry in kept.layers) == run.layers(kept.site)
+            if kept.spec == ProbeSpec(kind) and tuple(entry.layer for entry in kept.layers) == run.layers(kept.site)
         }
 
     def persistence(self, run: StoredRun, wanted: Persistence) -> PersistenceResult | None:

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from analyze.probes import ProbeSpec
 from analyze.query import Run
 from cluster import pipeline
 from cluster.console import note
@@ -113,13 +114,13 @@ def _probe(run: StoredRun, analyses: Analyses, execution: Execution | None) -> N
     assert analyses.probes is not None
     opened = Run(run)
     for site in pooled_sites(run):
-        pipeline.probe(opened, site, run.layers(site), analyses.probes.kind, execution)
+        pipeline.probe(opened, site, run.layers(site), ProbeSpec(analyses.probes.kind), execution)
 
 
 def _measure_persistence(run: StoredRun, plan: PlanFile, execution: Execution | None) -> None:
     wanted, opened = plan.analyses.persistence, Run(run)
     assert wanted is not None
-    layer = pipeline.probe(opened, LAYER_SITE, run.layers(LAYER_SITE), wanted.kind, execution).best_layer
+    layer = pipeline.probe(opened, LAYER_SITE, run.layers(LAYER_SITE), ProbeSpec(wanted.kind), execution).best_layer
     pipeline.persistence(opened, layer, wanted.passage, wanted.per_label, wanted.kind, plan.store, execution)
 
 

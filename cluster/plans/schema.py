@@ -233,7 +233,7 @@ class Probes:
     """A probe on every layer of every site that keeps one vector for each utterance."""
 
     __pydantic_config__ = _STRICT
-    kind: Literal["linear", "logistic"] = "linear"
+    kind: Literal["linear", "ridge", "difference", "logistic", "mlp"] = "linear"
     """Kind of probe."""
 
 

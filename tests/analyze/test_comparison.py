@@ -39,7 +39,7 @@ def of_model(run: Run, model: str, digit: str = "0") -> Run:
 
 
 def measured(run: Run, persistence: PersistenceResult | None = None) -> Measured:
-    return Measured(run, (probe_layers(run, "resid.last", run.layers),), persistence)
+    return Measured(run, (probe_layers(run, "resid.last", run.layers).result,), persistence)
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from analyze.mapping import in_threads
-from analyze.probes import KINDS, make_probe, probe_layers, read_probabilities
+from analyze.fitting import KINDS, read
+from analyze.probes import ProbeSpec, probe_layers
 from analyze.query import Run
+from analyze.states import states_in
 from tests.analyze.conftest import Plant
 
 N_ROWS = 1000
@@ -40,14 +41,13 @@ def blas_threads() -> int:
 
 def bits(run: Run) -> str:
     """All that probes say of a run: their results, and a digest of every probability."""
-    truth = np.array(run.utterances()["label"].to_pylist()).astype(np.int64)
     hidden = run.hidden("resid.last", 0)
-
-    def digest(kind: str) -> str:
-        probability = read_probabilities(make_probe(kind).fit(hidden, truth), hidden, N_LABELS)
-        return f"{kind} {hashlib.sha256(probability.tobytes()).hexdigest()}"
-
-    return "\n".join([*in_threads(digest, KINDS), *(repr(probe_layers(run, "resid.last", run.layers, kind)) for kind in KINDS)])
+    found = []
+    for kind in KINDS:
+        probed = probe_layers(run, "resid.last", run.layers, ProbeSpec(kind))
+        (scores,) = read(states_in(hidden), [(probed.probes[0], np.arange(N_ROWS))])
+        found.append(f"{kind} {hashlib.sha256(scores.tobytes()).hexdigest()} {probed.result!r}")
+    return "\n".join(found)
 
 
 def test_one_core_and_all_cores_give_the_same_bits(plant: Plant) -> None:

@@ -91,7 +91,7 @@ def test_a_planted_decay_is_measured_and_its_half_life_lies_in_the_interval(deca
 def test_where_the_direction_stays_the_reader_of_offset_0_reads_as_well_as_the_refit_one(decaying: PersistenceResult) -> None:
     refit, fixed = decaying.curve(ALL_EMOTIONS, "refit"), decaying.curve(ALL_EMOTIONS, "offset-0")
     assert fixed.auroc[0] == refit.auroc[0]
-    assert [point.value for point in fixed.auroc] == pytest.approx([point.value for point in refit.auroc], abs=0.05)
+    assert [point.value for point in fixed.auroc] == pytest.approx([point.value for point in refit.auroc], abs=0.08)
 
 
 def test_shuffled_labels_are_read_at_chance_and_have_no_half_life(decaying: PersistenceResult) -> None:

@@ -1,14 +1,16 @@
 """Probes find what was planted, where it was planted, and nothing in noise."""
 
 import warnings
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from analyze.probes import KINDS, probe_layers
+from analyze.fitting import KINDS
+from analyze.probes import Probed, ProbeResult, ProbeSpec
+from analyze.probes import probe_layers as fit_layers
 from analyze.query import Run
 from tests.analyze.conftest import Plant
 
@@ -16,6 +18,17 @@ N_ROWS = 1000
 WIDTH = 8
 STRENGTH = {0: 0.0, 1: 0.4, 2: 1.0, 3: 0.0, 4: 0.6}
 """Distance of each class's mean from the middle, by layer: a perfect reader is right in norm.cdf(strength) of cases."""
+
+
+def probe_layers(*arguments: Any, **named: Any) -> ProbeResult:
+    """The scores alone."""
+    probed: Probed = fit_layers(*arguments, **named)
+    return probed.result
+
+
+def spec_of(kind: str) -> ProbeSpec:
+    """A probe that can learn from few examples: the paper's one epoch cannot."""
+    return ProbeSpec(kind, 100 if kind == "mlp" else None)
 
 
 def planted_states(seed: int) -> tuple[NDArray[np.float32], list[str]]:
@@ -37,12 +50,12 @@ def planted(plant: Plant) -> Run:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_planted_signal_is_found_at_its_layer_and_read_about_as_well_as_can_be(planted: Run, kind: str) -> None:
-    result = probe_layers(planted, "resid.last", planted.layers, kind)
+    result = probe_layers(planted, "resid.last", planted.layers, spec_of(kind))
     assert result.best_layer == result.best.layer == 2
     assert [entry.layer for entry in result.layers] == list(STRENGTH)
     for entry in result.layers:
         assert entry.test.accuracy.value == pytest.approx(norm.cdf(STRENGTH[entry.layer]), abs=0.05)
-        assert entry.test.auroc.value == pytest.approx(norm.cdf(2**0.5 * STRENGTH[entry.layer]), abs=0.06)
+        assert entry.test.auroc.value == pytest.approx(norm.cdf(2**0.5 * STRENGTH[entry.layer]), abs=0.08)
         assert entry.selection_accuracy == pytest.approx(norm.cdf(STRENGTH[entry.layer]), abs=0.12)
     assert (result.n_train, result.n_test, result.classes) == (500, 500, ("fear", "joy"))
     assert (result.n_unlabelled, result.n_other_split) == (0, 0)
@@ -54,7 +67,7 @@ def test_the_interval_of_the_shuffled_control_holds_chance_at_most_layers(plant:
     labels = rng.permutation(np.arange(300) % 3)
     states = rng.standard_normal((20, 300, 40)).astype(np.float32)
     run = plant(states, {"label": [f"emotion {label}" for label in labels]})
-    layers = probe_layers(run, "resid.last", run.layers, kind).layers
+    layers = probe_layers(run, "resid.last", run.layers, spec_of(kind)).layers
     assert sum(entry.control.auroc.low <= 0.5 <= entry.control.auroc.high for entry in layers) >= 16
     assert sum(entry.control.accuracy.low <= 1 / 3 <= entry.control.accuracy.high for entry in layers) >= 16
     assert sum(entry.test.auroc.low <= 0.5 <= entry.test.auroc.high for entry in layers) >= 16
@@ -74,8 +87,8 @@ def test_the_control_of_a_strong_signal_scores_chance_on_average(plant: Plant) -
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_result_is_the_same_twice(planted: Run, kind: str) -> None:
-    first = probe_layers(planted, "resid.last", (1, 2), kind)
-    assert probe_layers(planted, "resid.last", (1, 2), kind) == first
+    first = probe_layers(planted, "resid.last", (1, 2), spec_of(kind))
+    assert probe_layers(planted, "resid.last", (1, 2), spec_of(kind)) == first
 
 
 def test_a_layer_is_scored_the_same_alone_and_among_others(planted: Run) -> None:
@@ -109,7 +122,7 @@ def test_constant_features_neither_crash_nor_warn(plant: Plant, kind: str, width
     states[1, :, -1] = np.where(np.array(labels) == "joy", 1, -1) + np.random.default_rng(0).normal(0, 0.1, 80)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        constant, varying = probe_layers(plant(states, {"label": labels}), "resid.last", (0, 1), kind).layers
+        constant, varying = probe_layers(plant(states, {"label": labels}), "resid.last", (0, 1), spec_of(kind)).layers
     assert constant.test.auroc.value == 0.5
     assert varying.test.accuracy.value == 1
 
@@ -132,7 +145,7 @@ def test_few_examples_are_probed_without_a_warning_or_refused_by_the_rule(
     states = np.random.default_rng(0).standard_normal((1, len(columns["label"]), 4)).astype(np.float32)
     run = plant(states, columns)
     try:
-        best = probe_layers(run, "resid.last", (0,), kind).best
+        best = probe_layers(run, "resid.last", (0,), spec_of(kind)).best
     except ValueError as error:
         refusal = str(error)
     else:
@@ -142,8 +155,8 @@ def test_few_examples_are_probed_without_a_warning_or_refused_by_the_rule(
 
 
 def test_an_unknown_kind_an_absent_layer_and_an_incomplete_run_are_refused_by_name(planted: Run, plant: Plant) -> None:
-    with pytest.raises(ValueError, match="no probe 'quadratic'; choose from linear, logistic"):
-        probe_layers(planted, "resid.last", (0,), "quadratic")
+    with pytest.raises(ValueError, match="no probe 'quadratic'; choose from linear, ridge, difference, logistic, mlp"):
+        probe_layers(planted, "resid.last", (0,), ProbeSpec("quadratic"))
     with pytest.raises(ValueError, match="does not hold layer 9"):
         probe_layers(planted, "resid.last", (0, 9))
     with pytest.raises(ValueError, match=r"does not hold resid\.mean"):

@@ -12,11 +12,11 @@ from PIL import Image
 
 from analyze import plots
 from analyze.persistence import ALL_EMOTIONS, READERS, Curve, HalfLife, PersistenceResult
-from analyze.probes import LayerScores, ProbeResult
+from analyze.probes import Control, LayerScores, ProbeResult, ProbeSpec
 from analyze.projection import Projection
 from analyze.query import Run
 from analyze.report import write_report
-from analyze.report.findings import headline, onset
+from analyze.report.findings import first_readable, headline
 from analyze.report.persistence import half_life_words
 from analyze.scores import Interval, Scores
 from tests.analyze.conftest import Plant
@@ -55,7 +55,15 @@ def new_scores(accuracy: float, classes: Sequence[str]) -> Scores:
         confusion[label][(label + 1) % n_classes] += 20 - hits
     areas = tuple(around(0.5 + accuracy / 2 - 0.01 * label, 0.02) for label in range(n_classes))
     rows = tuple(tuple(row) for row in confusion)
-    return Scores(around(accuracy), around(accuracy - 0.01), around(0.5 + accuracy / 2), areas, rows)
+    return Scores(
+        accuracy=around(accuracy),
+        macro_f1=around(accuracy - 0.01),
+        auroc=around(0.5 + accuracy / 2),
+        class_auroc=areas,
+        log_loss=around(1 - accuracy),
+        calibration_error=around(0.1),
+        confusion=rows,
+    )
 
 
 def new_probe(
@@ -67,13 +75,22 @@ def new_probe(
     layers: Sequence[int] | None = None,
 ) -> ProbeResult:
     entries = [
-        LayerScores(layer, new_scores(accuracy, classes), new_scores(control, classes), 0.9 if layer == best_layer else 0.1)
+        LayerScores(
+            layer=layer,
+            test=new_scores(accuracy, classes),
+            control=Control(around(control), around(0.5)),
+            task=around(0.25),
+            selectivity=Interval(accuracy - 0.25, accuracy - 0.3, accuracy - 0.2),
+            affect=new_scores(0.5 + accuracy / 2, ("neutral", "emotion")) if "neutral" in classes else None,
+            strength=0.1,
+            selection_accuracy=0.9 if layer == best_layer else 0.1,
+        )
         for layer, accuracy in zip(layers or range(len(accuracies)), accuracies, strict=True)
     ]
     return ProbeResult(
         run_id="0" * 16,
         site=site,
-        kind="linear",
+        spec=ProbeSpec(),
         classes=classes,
         n_train=1106,
         n_test=20 * len(classes),
@@ -84,6 +101,7 @@ def new_probe(
         chance=1 / len(classes),
         layers=tuple(entries),
         best_layer=best_layer,
+        where=None,
     )
 
 
@@ -185,11 +203,11 @@ def test_the_headline_is_of_the_probe_ahead_on_the_selection_part_not_on_the_tes
 def test_a_probe_no_better_than_its_control_claims_nothing() -> None:
     probe = new_probe(accuracies=(0.15, 0.16, 0.17, 0.16))
     assert "nothing is shown to be readable" in headline(probe, 3)
-    assert onset(probe) is None
+    assert first_readable(probe) is None
 
 
-def test_onset_is_the_first_layer_above_its_control_interval_and_all() -> None:
-    found = onset(new_probe(accuracies=(0.2, 0.22, 0.71, 0.69)))
+def test_readable_from_the_first_layer_above_its_control_interval_and_all() -> None:
+    found = first_readable(new_probe(accuracies=(0.2, 0.22, 0.71, 0.69)))
     assert found is not None
     assert found.layer == 2
 

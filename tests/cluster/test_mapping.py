@@ -1,5 +1,6 @@
 """Analyses as Ray tasks: the numbers of one process, bit for bit."""
 
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -7,9 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from analyze.fitting import KINDS
 from analyze.mapping import Mapper, in_threads
 from analyze.persistence import measure_persistence
-from analyze.probes import KINDS, probe_layers
+from analyze.probes import ProbeSpec, probe_layers
 from cluster.execution import Execution
 from cluster.mapping import mapper_of
 from tests.analyze.conftest import Plant, plant
@@ -38,8 +40,10 @@ def test_probes_of_all_layers_are_the_same_bits(plant: Plant, on_ray: Mapper, ki
     hidden = rng.standard_normal((4, 300, 24)) + np.arange(4)[:, None, None] * np.eye(3, 24)[labels]
     run = plant(hidden.astype(np.float32), {"label": [str(label) for label in labels]})
     done: list[int] = []
-    found = probe_layers(run, "resid.last", run.layers, kind, done.append, on_ray)
-    assert found == probe_layers(run, "resid.last", run.layers, kind)
+    found = probe_layers(run, "resid.last", run.layers, ProbeSpec(kind), done.append, on_ray)
+    here = probe_layers(run, "resid.last", run.layers, ProbeSpec(kind))
+    assert found.result == here.result
+    assert pickle.dumps(found.probes) == pickle.dumps(here.probes)
     assert sum(done) == 4
 
 

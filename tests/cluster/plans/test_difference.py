@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from analyze.probes import ProbeSpec
 from analyze.query import Run
 from cluster import pipeline
 from cluster.launch import extract
@@ -140,11 +141,11 @@ def test_step_after_step_less_is_missing_until_nothing_is(workshop: Workshop) ->
     run = Run(extract(gap.target.wanted.request, plan.store))
     (gap,) = gaps_of(plan)
     assert (gap.steps, gap.reason) == ((Step.PROBE,), "no probes of resid.last, resid.mean")
-    pipeline.probe(run, "resid.last", run.layers, "logistic")
-    pipeline.probe(run, "resid.mean", run.layers, "linear")
+    pipeline.probe(run, "resid.last", run.layers, ProbeSpec("logistic"))
+    pipeline.probe(run, "resid.mean", run.layers, ProbeSpec("linear"))
     (gap,) = gaps_of(plan)
     assert (gap.steps, gap.reason) == ((Step.PROBE,), "no probes of resid.mean")
-    pipeline.probe(run, "resid.mean", run.layers, "logistic")
+    pipeline.probe(run, "resid.mean", run.layers, ProbeSpec("logistic"))
     (gap,) = gaps_of(plan)
     assert (gap.steps, gap.reason) == ((), "complete")
 
@@ -154,7 +155,7 @@ def test_persistence_is_missing_until_it_is_that_of_the_plan(workshop: Workshop)
     plan = plan_for(workshop, "analyses: {persistence: {per_label: 5}}\n")
     run = Run(extract(gaps_of(plan)[0].target.wanted.request, plan.store))
     assert steps_of(plan) == [["persistence"]]
-    layer = pipeline.probe(run, "resid.last", run.layers, "linear").best_layer
+    layer = pipeline.probe(run, "resid.last", run.layers, ProbeSpec("linear")).best_layer
     wanted = plan.analyses.persistence
     assert wanted is not None
     pipeline.persistence(run, layer, wanted.passage, 6, wanted.kind, plan.store)

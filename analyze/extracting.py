@@ -1,0 +1,32 @@
+"""Ask for more states of a run's own model, extracted the way the run was: same weights, template, precision and attention."""
+
+from collections.abc import Sequence
+
+from analyze.query import Run
+from extract.corpus import Corpus
+from extract.request import Request
+
+
+def same_way(run: Run, corpus: Corpus, sites: str, layers: str, continuation: str = "", offsets: Sequence[int] = ()) -> Request:
+    """What to extract of a corpus so that its states can be held against the run's.
+
+    Args:
+        sites, layers, continuation, offsets: as in Request.
+    """
+    manifest, identity = run.manifest, run.manifest.identity
+    weights = identity.weights
+    return Request(
+        model=weights.removeprefix("hub:") if weights.startswith("hub:") else manifest.model,  # the commit, not the newest
+        corpus=corpus,
+        sites=sites,
+        layers=layers,
+        template=manifest.template,
+        system=manifest.system,
+        date=manifest.date,
+        continuation=continuation,
+        offsets=tuple(offsets),
+        compute_dtype=identity.compute_dtype,
+        stored_dtype=identity.stored_dtype,
+        attention=identity.attention,
+        truncate=identity.truncate,
+    )

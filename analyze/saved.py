@@ -1,0 +1,161 @@
+"""Probes kept as safetensors beside the run they were fitted to, with what made them; and reading new text with one.
+
+A probe keeps weights for raw states, so whoever reads the file needs a matrix product and nothing of affectome:
+`logits = states @ weight[layer] + bias[layer]`, in the order of the classes that the file's metadata names. An MLP's are
+`relu(states @ weight[layer] + bias[layer]) @ out_weight[layer] + out_bias[layer]`.
+
+Shape suffixes: L layers, N utterances, D width, K classes.
+"""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from analyze.extracting import same_way
+from analyze.fitting import Probe, read_probabilities
+from analyze.linear import LinearProbe
+from analyze.mlp import MlpProbe
+from analyze.moments import Floats
+from analyze.probes import Probed, ProbeSpec
+from analyze.query import Run
+from analyze.results import probe_name, versions
+from analyze.states import states_in
+from extract.corpus import Corpus
+from extract.documents import now
+from extract.run import extract_missing, plan_run
+
+_MADE_OF = "affectome"
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What made the probes of a file: its metadata."""
+
+    run_id: str
+    """The run they were fitted to."""
+    weights: str
+    """Identity of the model's weights."""
+    model: str
+    """What the user called the model."""
+    site: str
+    """Where the states were read."""
+    layers: tuple[int, ...]
+    """Which layers, in the order of the tensors."""
+    classes: tuple[str, ...]
+    """What the columns stand for."""
+    spec: ProbeSpec
+    """Which probe."""
+    gives: str
+    """What the scores are: `logits` (their softmax is a probability) or `margins`."""
+    versions: dict[str, str]
+    """Versions of the libraries that made it."""
+    made: str
+    """When, in ISO 8601, UTC."""
+
+
+_MADE: TypeAdapter[Made] = TypeAdapter(Made)
+
+
+def save_probes(run: Run, probed: Probed) -> None:
+    """Keep probes durably; those of the same run, site, layers and specification are replaced."""
+    result, probes = probed.result, probed.probes
+    layers = tuple(entry.layer for entry in result.layers)
+    manifest = run.manifest
+    made = Made(
+        run_id=run.run_id,
+        weights=manifest.identity.weights,
+        model=manifest.model,
+        site=result.site,
+        layers=layers,
+        classes=result.classes,
+        spec=result.spec,
+        gives=probes[0].gives,
+        versions=versions(),
+        made=now(),
+    )
+    data = save(_tensors(probes), {_MADE_OF: json.dumps(asdict(made))})
+    run.stored.objects.replace(f"analysis/{probe_name(run, result.site, layers, result.spec)}.safetensors", data)
+
+
+def load_probes(run: Run, site: str, layers: Sequence[int], spec: ProbeSpec) -> tuple[Made, dict[int, Probe]]:
+    """Probes kept with a run, by layer.
+
+    Raises:
+        ValueError: there are none, or the file is damaged.
+    """
+    name = f"analysis/{probe_name(run, site, layers, spec)}.safetensors"
+    try:
+        data = run.stored.objects.read(name)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"run {run.run_id} has no {spec.kind} probes of {site} kept; make them first: "
+            f"affectome probe {run.stored.store_location} {run.run_id} --site {site} --kind {spec.kind}"
+        ) from error
+    try:
+        made, tensors = _metadata(data), load(data)
+        return made, {layer: _probe(tensors, index, made.gives) for index, layer in enumerate(made.layers)}
+    except (SafetensorError, ValidationError, ValueError, LookupError) as error:
+        raise ValueError(f"{run.stored.objects.url(name)} is damaged; remove it and make the probes again") from error
+
+
+def predict(run: Run, made: Made, probe: Probe, layer: int, texts: Sequence[str]) -> Floats:
+    """What a probe says of new texts, which go through the run's own model with the run's own template and precision.
+
+    Returns:
+        (N, K): probabilities, or margins where the probe gives those.
+
+    Raises:
+        ValueError: the probe was fitted to another run, the model is not what it was, or a text cannot be read.
+    """
+    if made.run_id != run.run_id:
+        raise ValueError(f"these probes were fitted to run {made.run_id}, not to {run.run_id}; their weights mean nothing here")
+    hidden_ND = _states_of_texts(run, made.site, layer, texts)
+    (said_NK,) = read_probabilities(states_in(hidden_ND), [(probe, np.arange(len(texts)))])
+    return said_NK
+
+
+def _states_of_texts(run: Run, site: str, layer: int, texts: Sequence[str]) -> NDArray[np.float32]:
+    """Through a store that is thrown away: whatever a run does to its texts, all of it is done to these."""
+    names = [f"text {number}" for number in range(1, len(texts) + 1)]
+    corpus = Corpus("new texts", pa.table({"utterance_id": names, "text": list(texts)}))
+    with tempfile.TemporaryDirectory(prefix="affectome-") as directory:
+        planned = plan_run(same_way(run, corpus, site, str(layer)), directory)
+        ours, theirs = planned.run.manifest.identity, run.manifest.identity
+        for what in ("weights", "tokenizer", "template"):
+            if getattr(ours, what) != getattr(theirs, what):
+                raise ValueError(f"the {what} of {run.manifest.model} changed after run {run.run_id}; extract it anew first")
+        extract_missing(planned)
+        return np.asarray(Run(planned.run).hidden(site, layer))
+
+
+def _tensors(probes: Sequence[Probe]) -> dict[str, NDArray[Any]]:
+    found: dict[str, list[NDArray[Any]]] = {}
+    for probe in probes:
+        if isinstance(probe, LinearProbe):
+            parts: dict[str, NDArray[Any]] = {"weight": probe.weight_DK, "bias": probe.bias_K}
+        else:
+            parts = {"weight": probe.weight_DH, "bias": probe.bias_H, "out_weight": probe.out_HK, "out_bias": probe.out_K}
+        for name, values in parts.items():
+            found.setdefault(name, []).append(values)
+    return {name: np.ascontiguousarray(np.stack(values)) for name, values in found.items()}  # its bytes are taken as they lie
+
+
+def _probe(tensors: dict[str, NDArray[Any]], index: int, gives: str) -> Probe:
+    weight, bias = tensors["weight"][index], tensors["bias"][index]
+    if "out_weight" in tensors:
+        return MlpProbe(weight, bias, tensors["out_weight"][index], tensors["out_bias"][index])
+    return LinearProbe(weight, bias, gives)
+
+
+def _metadata(data: bytes) -> Made:
+    n_header = int.from_bytes(data[:8], "little")
+    return _MADE.validate_json(json.loads(data[8 : 8 + n_header])["__metadata__"][_MADE_OF])
