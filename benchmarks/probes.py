@@ -1,8 +1,8 @@
 """Probes on every layer beside scikit-learn's LogisticRegression layer by layer, and the same numbers from both.
 
-    python benchmarks/probes.py STORE [--run RUN] [--site resid.last] [--rows 50000] [--layers all] [--peer-layers all]
+    python benchmarks/probes.py STORE RUN [--site resid.last] [--rows 50000] [--layers all] [--peer-layers all]
 
-STORE holds a run with labels, such as those that `affectome extract` or benchmarks/scale.py make. Everything is fitted to four
+RUN is a run with labels, such as those that `affectome extract` or benchmarks/scale.py make. Everything is fitted to four
 fifths of the rows and scored on the rest, all sides with both cores and the same regularisation; reading the states from the
 store counts for us, and for scikit-learn it does not. `closed form` is discriminant analysis, `logistic` the same optimum that
 scikit-learn seeks. scikit-learn runs as a user would write it, float32 and its default tolerance, with max_iter=1000, one layer
@@ -38,6 +38,7 @@ from analyze.states import states_of
 from extract.sites import parse_layers
 
 _SHRINKAGE = 0.1
+_NAMES = {"linear": "closed form", "logistic": "logistic"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +66,11 @@ def main() -> None:
     """Do it and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store")
-    parser.add_argument("--run", default="")
+    parser.add_argument("run")
     parser.add_argument("--site", default="resid.last")
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--layers", default="all")
+    parser.add_argument("--kinds", default="linear,logistic", help="ours to time")
     parser.add_argument("--peer-layers", default="all", help="layers scikit-learn is timed on; none for ours alone")
     parser.add_argument("--c", type=float, default=1.0, help="C of logistic regression on both sides; 1 is scikit-learn's own")
     arguments = parser.parse_args()
@@ -82,10 +84,8 @@ def main() -> None:
         f"{data.run.manifest.width}, "
         f"{len(data.classes)} classes, C={arguments.c:g}, shrinkage {_SHRINKAGE:g}"
     )
-    ours = {
-        "closed form": fit_all(data, layers, "linear", _SHRINKAGE),
-        "logistic": fit_all(data, layers, "logistic", arguments.c),
-    }
+    strength = {"linear": _SHRINKAGE, "logistic": arguments.c}
+    ours = {_NAMES[kind]: fit_all(data, layers, kind, strength[kind]) for kind in arguments.kinds.split(",")}
     console.print(f"peak memory so far: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
     theirs = fit_all_with_scikit_learn(data, peers, arguments.c) if peers else None
     console.print(table(layers, ours, peers, theirs))

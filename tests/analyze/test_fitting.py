@@ -254,6 +254,7 @@ def test_an_optimum_that_is_not_reached_is_said_and_not_returned(monkeypatch: py
     states, truth = hidden_like(4)
     everyone = np.ones(len(truth), np.bool_)
     prepared = prepare(states_in(states), [Fit(everyone, Target(truth, 3))])
-    monkeypatch.setattr("analyze.logistic._MOST_STEPS", 1)
+    for limit in ("_MOST_ROUNDS", "_STEPS_A_ROUND"):
+        monkeypatch.setattr(f"analyze.logistic.{limit}", 1)
     with pytest.raises(RuntimeError, match="did not converge in 1 steps; use a stronger penalty"):
         solve(prepared, [(0, 1.0)], "logistic")

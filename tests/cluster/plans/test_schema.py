@@ -143,7 +143,10 @@ def test_relative_paths_count_from_the_plans_own_directory(tmp_path: Path, monke
             "line 7: analyses.persistence.per_label: must be greater than or equal to 5",
         ),
         ("analyses: {persistence: {passage: poem}}", "analyses.persistence.passage: there is no passage 'poem'; choose from "),
-        ("analyses: {probes: {kind: psychic}}", "analyses.probes.kind: must be 'linear' or 'logistic'"),
+        (
+            "analyses: {probes: {kind: psychic}}",
+            "analyses.probes.kind: must be 'linear', 'ridge', 'difference', 'logistic' or 'mlp'",
+        ),
         ("sites: resid.all\nanalyses: {probes: {}}", "probes need a site with one vector for each utterance"),
         ("sites: resid.mean\nanalyses: {persistence: {}}", "add resid.last to sites"),
         ("schedule: {cron: 0 2 * * *}", "line 5: schedule.timezone: is missing"),
