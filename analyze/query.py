@@ -110,6 +110,17 @@ class Run:
                 raise ValueError(f"cannot use where={where!r}: {str(error).splitlines()[0]} (columns: {columns})") from error
         return table.take(pa.array(np.sort(np.asarray(rows, np.int64))))
 
+    def replies(self) -> pa.Table:
+        """What the model said to each utterance, in corpus order: row, text, n_tokens, ended (by the model itself), ids.
+
+        Raises:
+            ValueError: the run keeps no replies, is not complete, or is damaged.
+        """
+        if self.manifest.identity.reply is None:
+            raise ValueError(f"run {self.run_id} keeps no replies; extract one with --reply TOKENS")
+        with ThreadPoolExecutor(self.stored.objects.readers) as pool:
+            return pa.concat_tables(pool.map(self.stored.replies, self._receipts()))
+
     def hidden(self, site: str, layer: int, where: str | None = None, dtype: str = "float32") -> Values:
         """Hidden states of one layer at one site.
 
@@ -121,7 +132,7 @@ class Run:
                 its bits in uint16, for `torch.from_numpy(bits).view(torch.bfloat16)`.
 
         Returns:
-            (n, d), or (n, offsets, d) for an `offset` site.
+            (n, d), or (n, offsets, d) for an `offset` or `reply` site; zeros where a reply has ended.
 
         Raises:
             ValueError: the run has no such site or layer, is not complete, or is damaged; or the site keeps every token
@@ -200,7 +211,7 @@ class Run:
         return _Part(array, *_entries(array.layout, rows - receipt.start))
 
     def _entry_shape(self, site: str) -> tuple[int, ...]:
-        offsets = (len(self.manifest.identity.offsets),) if Site.parse(site).position == "offset" else ()
+        offsets = (len(self.manifest.identity.offsets),) if Site.parse(site).on_grid else ()
         return *offsets, self.manifest.width
 
     def _layer_index(self, site: str, layer: int) -> int:

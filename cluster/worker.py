@@ -54,7 +54,7 @@ class ShardWorker:
         identity = manifest.identity
         self._device = device_of(self._demand)
         self._directory = model_of(identity.weights, manifest.model).directory
-        loaded = engine(self._directory, identity.weights, identity.compute_dtype, identity.attention, self._device)
+        loaded = engine(self._directory, identity, self._device)
         seconds = time.perf_counter() - began
         log.info("ready", extra={**self._where, "device": self._device, "seconds": round(seconds, 3)})
         return WorkerFacts(

@@ -127,8 +127,7 @@ def _random(n_tokens: int, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _engine_of(plan: Plan) -> Engine:
-    identity = plan.run.manifest.identity
-    return engine(plan.model.directory, identity.weights, identity.compute_dtype, identity.attention, default_device())
+    return engine(plan.model.directory, plan.run.manifest.identity, default_device())
 
 
 def _peak_bytes(device: torch.device) -> int:

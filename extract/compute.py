@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from extract.batches import plan_packed_batches, plan_padded_batches
+from extract.decoding import Decoding, Reply
 from extract.encoding import UnfitValueError, Values, to_stored
 from extract.engine import Engine
 from extract.pooling import reach
@@ -24,6 +25,7 @@ from extract.rotary import apart
 from extract.sites import Site
 from extract.stored_run import StoredRun
 from extract.tokens import Prompt
+from extract.writing import plan_replies
 
 
 class ExtractionError(RuntimeError):
@@ -76,6 +78,37 @@ def compute_shard(
         ExtractionError: a hidden state is not finite or does not fit the stored dtype, or a row does not fit into memory.
     """
     return _Shard(loaded, run, shard, prompts, row_offsets).compute(on_rows)
+
+
+def write_replies(loaded: Engine, prompts: Sequence[Prompt], decoding: Decoding, token_budget: int) -> list[Reply]:
+    """The model's replies to the prompts of a shard, in order.
+
+    Raises:
+        ExtractionError: a single prompt's keys and values do not fit into memory.
+    """
+    written: dict[int, Reply] = {}
+
+    def write(places: list[int]) -> None:
+        try:
+            replies = loaded.write([prompts[place] for place in places], decoding)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if len(places) == 1:
+                raise ExtractionError(
+                    f"a reply of {decoding.max_tokens:,} tokens does not fit into the memory of {loaded.device}; ask for a "
+                    "shorter one, or take a larger device"
+                ) from error
+        else:
+            written.update(zip(places, replies, strict=True))
+            return
+        loaded.free_memory()
+        write(places[: len(places) // 2])
+        write(places[len(places) // 2 :])
+
+    for places in plan_replies(prompts, decoding.max_tokens, token_budget):
+        write(places)
+    return [written[place] for place in range(len(prompts))]
 
 
 class _Shard:

@@ -3,6 +3,7 @@
 Each block's output is pooled on the device the moment it exists and the forward pass ends after the deepest layer
 asked for, so neither rows x tokens x layers nor logits are ever held. Two ways compute a batch: transformers itself, watched
 through hooks (extract.hooked), and our own pass for the blocks that most models share (extract.packed), where it agrees.
+Where a run keeps replies, the model has its head beside, and writes them first (extract.writing).
 
 Shape suffixes: B rows of a batch, N tokens of the batch as they lie, S tokens that are read, O offsets, D width, L layers.
 """
@@ -18,7 +19,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from extract.anatomy import find_blocks
+from extract.decoding import Decoding, Reply
 from extract.hooked import HookedPass, deepest
+from extract.identity import Identity
 from extract.loading import COMPUTE_DTYPES, load_weights
 from extract.models import Model
 from extract.packed import PackedPass, packed_pass
@@ -28,12 +31,13 @@ from extract.rotary import turns_from
 from extract.sites import Site
 from extract.spread import spread
 from extract.tokens import Prompt
+from extract.writing import Writer
 
 
 class Engine:
     """A loaded model that turns batches of prompts into pooled hidden states."""
 
-    def __init__(self, directory: Path, dtype: str, attention: str, device: str) -> None:
+    def __init__(self, directory: Path, dtype: str, attention: str, device: str, writes: bool = False) -> None:
         """Load weights from safetensors.
 
         Args:
@@ -41,20 +45,26 @@ class Engine:
             dtype: a key of COMPUTE_DTYPES.
             attention: attention implementation of transformers; with `sdpa`, our own pass may compute what it can.
             device: device of torch, such as `cpu` or `cuda:0`; several with commas between for one model over all of them.
+            writes: load the head too, for `write`.
 
         Raises:
             ValueError: transformers cannot build the model, weights are missing, its blocks cannot be found, or the device has
-                too little memory for it.
+                too little memory for it; or a model over several devices is to write.
         """
         devices = tuple(map(torch.device, device.split(",")))
-        model = load_weights(directory, COMPUTE_DTYPES[dtype], attention).eval().requires_grad_(False)
-        model = _on_devices(model, devices)
+        if writes and len(devices) > 1:
+            raise ValueError("a model over several devices cannot write replies yet; give a worker one device that holds it")
+        whole = load_weights(directory, COMPUTE_DTYPES[dtype], attention, writes).eval().requires_grad_(False)
+        whole = _on_devices(whole, devices)
+        model = whole.base_model if writes else whole
+        self._writer = Writer(whole, devices[0]) if writes else None
         self._blocks = find_blocks(model)
         self.device = devices[0]
         """Where the model computes; the first where there are several, to which all states are brought."""
         alone = len(devices) == 1
         self._general = HookedPass(model, self.device, compiled=alone and self.device.type == "cuda")
-        self._packed = packed_pass(model, self._general) if alone and attention == "sdpa" else None
+        packs = alone and attention == "sdpa" and not writes  # the joined weights lie as transformers multiplies them slowest
+        self._packed = packed_pass(model, self._general) if packs else None
         self._fetching = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch's own
         self.turns_from = turns_from(model.config)
         """The most tokens of a prompt whose positions are turned as usual, where longer ones are not (extract.rotary)."""
@@ -132,12 +142,12 @@ class Engine:
             prompts: rows of the batch, B of them.
             layers: ascending layers.
             sites: where to read; of each, the L of these layers that exist there (`Site.layers`).
-            offsets: token offsets from the utterance's last token, O of them, for `offset` sites.
+            offsets: token offsets, O of them, for `offset` and `reply` sites.
             prefix: what these prompts begin with, from `share` with the same layers, sites and offsets.
 
         Returns:
-            For each site a tensor (L, B, D), (L, B, O, D) for `offset`, or (L, S, D) for `all` with the rows' own tokens
-            one after another, on the engine's device: the compute dtype for single tokens, float32 for means.
+            For each site a tensor (L, B, D), (L, B, O, D) for `offset` and `reply`, or (L, S, D) for `all` with the rows' own
+            tokens one after another, on the engine's device: the compute dtype for single tokens, float32 for means.
         """
         rests = prompts if prefix is None else [prefix.rest(prompt) for prompt in prompts]
         begins_B = self._way.begins(rests)
@@ -160,6 +170,11 @@ class Engine:
         self._way.forward(rests, wanted, keep, prefix)
         assert not any(places.values()), "the model's forward pass skipped a block"
         return pooled
+
+    def write(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Reply]:
+        """The model's replies to one batch of prompts, in order."""
+        assert self._writer is not None, "loaded without its head"
+        return self._writer.write(prompts, decoding)
 
     def mark(self) -> Any:
         """When what was asked of the device so far is computed; for `after`."""
@@ -191,26 +206,25 @@ class Engine:
         return {site.component: frozenset(site.layers(layers, self.n_layers)) for site in sites}
 
 
-_loaded: dict[tuple[str, ...], Engine] = {}
+_loaded: dict[tuple[object, ...], Engine] = {}
 """The one engine of this process, where it has one."""
 
 
-def engine(directory: Path, weights: str, dtype: str, attention: str, device: str) -> Engine:
-    """The engine for a model, loaded once per process and only if it is the model a run was planned with.
+def engine(directory: Path, identity: Identity, device: str) -> Engine:
+    """The engine for a run, loaded once per process and only if it is the model the run was planned with.
 
-    Args:
-        weights: the weights' identity (extract.models.Model.weights_identity); a part of the key, so that a directory that
-            was saved again in the meantime is loaded again.
+    The weights are a part of what it is remembered by: a directory that was saved again in the meantime is loaded again.
 
     Raises:
         ValueError: the directory holds other weights.
     """
-    key = (str(directory), weights, dtype, attention, device)
+    weights, dtype, attention, writes = identity.weights, identity.compute_dtype, identity.attention, identity.reply is not None
+    key = (str(directory), weights, dtype, attention, device, writes)
     if key not in _loaded:
         if weights.startswith("sha256:") and Model(str(directory), directory).weights_identity != weights:
             raise ValueError(f"the weights in {directory} are not those the run was planned with")
         forget_engine()  # first, or two models would be in memory at once
-        _loaded[key] = Engine(directory, dtype, attention, device)
+        _loaded[key] = Engine(directory, dtype, attention, device, writes)
     return _loaded[key]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from extract.decoding import Decoding
 from extract.durable import Part
 
 FORMAT_VERSION = 2
@@ -77,6 +78,8 @@ class Identity:
     """Whether utterances too long for the model were cut at its context."""
     format_version: int = FORMAT_VERSION
     """Version of the store format."""
+    reply: Decoding | None = None
+    """How the model's replies to the prompts are drawn; None where it is not asked for any."""
 
     @property
     def run_id(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from extract.models import Model
 from extract.quiet import quiet_transformers
@@ -87,8 +87,8 @@ def _read_config(model: Model) -> Any:
         raise ValueError(f"cannot read the configuration of {model.name}: {error}") from error
 
 
-def load_weights(directory: Path, dtype: torch.dtype, attention: str) -> Any:
-    """Load a model without its heads from safetensors, all of its weights.
+def load_weights(directory: Path, dtype: torch.dtype, attention: str, with_head: bool = False) -> Any:
+    """Load a model from safetensors, all of its weights: without its heads, or with the one that predicts the next token.
 
     transformers fills weights that the files lack with random numbers and says so in a notice, so they are refused here; a
     pooler that comes after the blocks may be absent.
@@ -96,9 +96,10 @@ def load_weights(directory: Path, dtype: torch.dtype, attention: str) -> Any:
     Raises:
         ValueError: transformers cannot build the model, or weights are missing.
     """
+    kind: Any = AutoModelForCausalLM if with_head else AutoModel
     try:
         with quiet_transformers():
-            model, loading = AutoModel.from_pretrained(
+            model, loading = kind.from_pretrained(
                 directory,
                 dtype=dtype,
                 attn_implementation=attention,

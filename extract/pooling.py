@@ -28,11 +28,11 @@ def reader(
 
     Args:
         begins_B: where each prompt's first token lies.
-        offsets: token offsets from the utterance's last token, for `offset` sites.
+        offsets: token offsets from the utterance's last token, for `offset` sites; from the prompt's, for `reply` sites.
 
     Returns:
-        For single tokens (B, D), for `offset` (B, O, D), for `all` (S, D) with the utterances' tokens one after another, in the
-        dtype that was read; for means (B, D) in float32.
+        For single tokens (B, D); for `offset` and `reply` (B, O, D), zeros where a reply has ended; for `all` (S, D) with the
+        utterances' tokens one after another; all in the dtype that was read. For means (B, D) in float32.
     """
     own = [(begin + prompt.start, begin + prompt.stop) for begin, prompt in zip(begins_B, prompts, strict=True)]
     whole = [(begin, begin + prompt.prompt_stop) for begin, prompt in zip(begins_B, prompts, strict=True)]
@@ -49,6 +49,9 @@ def reader(
             return _token_reader([stop - 1 for _, stop in whole], device)
         case "offset":
             return _token_reader([[stop - 1 + offset for offset in offsets] for _, stop in own], device)
+        case "reply":
+            ends = [begin + len(prompt.ids) for begin, prompt in zip(begins_B, prompts, strict=True)]
+            return _reply_reader([stop for _, stop in whole], ends, offsets, device)
         case "all":
             return _token_reader(_tokens(own), device)
     raise AssertionError(site)
@@ -61,6 +64,8 @@ def reach(site: Site, prompt: Prompt, offsets: Sequence[int]) -> int:
             return prompt.prompt_stop
         case "offset":
             return prompt.stop + max(offsets)
+        case "reply":
+            return min(prompt.prompt_stop + max(offsets), len(prompt.ids))
         case "first":
             return prompt.start + 1
     return prompt.stop
@@ -69,6 +74,14 @@ def reach(site: Site, prompt: Prompt, offsets: Sequence[int]) -> int:
 def _token_reader(positions: Sequence[object] | NDArray[np.int64], device: torch.device) -> Reader:
     index = torch.as_tensor(np.asarray(positions, np.int64)).to(device)
     return lambda hidden_ND: hidden_ND[index]
+
+
+def _reply_reader(stop_B: Sequence[int], end_B: Sequence[int], offsets: Sequence[int], device: torch.device) -> Reader:
+    """The states at offsets from the token before `stop_B`, and zeros from `end_B` on: a reply may be shorter than the grid."""
+    place_BO = torch.tensor(stop_B)[:, None] - 1 + torch.tensor(offsets)
+    end_B1 = torch.tensor(end_B)[:, None]
+    index_BO, behind_BO1 = torch.minimum(place_BO, end_B1 - 1).to(device), (place_BO >= end_B1)[..., None].to(device)
+    return lambda hidden_ND: hidden_ND[index_BO].masked_fill(behind_BO1, 0)
 
 
 def _mean_reader(spans: Sequence[tuple[int, int]], device: torch.device) -> Reader:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from extract.corpus import Corpus
+from extract.decoding import Decoding
 
 DEFAULT_SITES = "resid.last,resid.mean"
 DEFAULT_DATE = "2024-07-26"
@@ -11,6 +12,8 @@ LEAST_ROWS_PER_SHARD = 1024
 MOST_ROWS_PER_SHARD = 4096
 LEAST_SHARDS = 64
 SHARD_BYTES = 1 << 29
+SHARD_REPLY_TOKENS = 1 << 16
+"""Tokens of replies that a shard may have: writing them takes minutes on a CPU, and a crash costs a shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,9 @@ class Request:
     continuation: str = ""
     """Text forced after every prompt."""
     offsets: tuple[int, ...] = ()
-    """Token offsets from the utterance's last token, for `offset` sites."""
+    """Token offsets from the utterance's last token, for `offset` sites; from the prompt's last token, for `reply` sites."""
+    reply: Decoding | None = None
+    """How to draw the model's own replies to the prompts; None for no replies."""
     compute_dtype: str = "auto"
     """Precision of the model: a key of extract.loading.COMPUTE_DTYPES; `auto` as extract.budget.fastest_dtype says."""
     stored_dtype: str = "bfloat16"

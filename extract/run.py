@@ -21,13 +21,14 @@ from extract.launches import Launch, Survey, shards_to_do
 from extract.loading import COMPUTE_DTYPES, Shape, default_attention, load_tokenizer, read_shape
 from extract.models import Model, find_model
 from extract.objects import Objects
-from extract.request import LEAST_ROWS_PER_SHARD, LEAST_SHARDS, MOST_ROWS_PER_SHARD, SHARD_BYTES, Request
+from extract.request import LEAST_ROWS_PER_SHARD, LEAST_SHARDS, MOST_ROWS_PER_SHARD, SHARD_BYTES, SHARD_REPLY_TOKENS, Request
 from extract.shard import ShardTask, extract_shards
 from extract.sites import Site, parse_layers, parse_sites
 from extract.store import RUN_FILE, Store
 from extract.stored_run import StoredRun, through_parquet
 from extract.templates import Template
 from extract.tokens import Prompt, continued, offsets_of
+from extract.writing import ROWS_AT_ONCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def plan_run(request: Request, location: str, device: str | None = None) -> Plan
     Raises:
         ValueError: something in the request cannot be; nothing was written.
     """
-    _check_choices(request)
+    request = _checked(request)
     device = device or default_device()
     place = Store.check(location)
     model = find_model(request.model)
@@ -90,13 +91,14 @@ def plan_run(request: Request, location: str, device: str | None = None) -> Plan
         stored_dtype=request.stored_dtype,
         attention=default_attention(model) if request.attention == "auto" else request.attention,
         truncate=request.truncate,
+        reply=request.reply,
     )
     if request.compute_dtype == "auto":
         identity = replace(identity, compute_dtype=_chosen_dtype(place, identity, device))
-    loaded = engine(model.directory, identity.weights, identity.compute_dtype, identity.attention, device)
+    loaded = engine(model.directory, identity, device)
     loaded.check_components({Site.parse(site).component for site in sites})
-    if request.continuation and not loaded.causal:
-        raise ValueError(f"{model.name} reads in both directions: an utterance's state would contain the continuation")
+    if (request.continuation or request.reply) and not loaded.causal:
+        raise ValueError(f"{model.name} reads in both directions: an utterance's state would contain what follows it")
     utterances = _utterances(request.corpus, prompts)
     store = Store.open(location, create=True)
     run = store.find(identity)
@@ -153,7 +155,7 @@ def _manifest(
         n_rows=request.corpus.n_rows,
         n_layers=shape.n_layers,
         width=shape.width,
-        rows_per_shard=request.rows_per_shard or rows_per_shard(len(prompts), _row_bytes(identity, shape, prompts)),
+        rows_per_shard=request.rows_per_shard or _rows_per_shard(identity, shape, prompts),
         token_budget=token_budget,
         compression=request.compression,
         tables=(),
@@ -185,17 +187,23 @@ def rows_per_shard(n_rows: int, row_bytes: float) -> int:
     return max(1, min(rows, int(SHARD_BYTES / row_bytes)))
 
 
+def _rows_per_shard(identity: Identity, shape: Shape, prompts: Sequence[Prompt]) -> int:
+    rows = rows_per_shard(len(prompts), _row_bytes(identity, shape, prompts))
+    return rows if identity.reply is None else min(rows, max(ROWS_AT_ONCE, SHARD_REPLY_TOKENS // identity.reply.max_tokens))
+
+
 def _row_bytes(identity: Identity, shape: Shape, prompts: Sequence[Prompt]) -> float:
     """Mean bytes that the store keeps of a row."""
     tokens = offsets_of(prompts)[-1] / len(prompts)
-    kept = {"all": tokens, "offset": float(len(identity.offsets))}
+    kept = {"all": tokens, "offset": float(len(identity.offsets)), "reply": float(len(identity.offsets))}
     sites = [Site.parse(site) for site in identity.sites]
     vectors = sum(kept.get(site.position, 1.0) * len(site.layers(identity.layers, shape.n_layers)) for site in sites)
     itemsize = 4 if identity.stored_dtype == "float32" else 2
     return vectors * shape.width * itemsize
 
 
-def _check_choices(request: Request) -> None:
+def _checked(request: Request) -> Request:
+    """The request, with what has no part in it left out."""
     for name, value, choices in (
         ("compute dtype", request.compute_dtype, ("auto", *COMPUTE_DTYPES)),
         ("stored dtype", request.stored_dtype, STORED_DTYPES),
@@ -205,6 +213,11 @@ def _check_choices(request: Request) -> None:
             raise ValueError(f"{value!r} is no {name}; choose from {', '.join(choices)}")
     if any(count is not None and count < 1 for count in (request.rows_per_shard, request.token_budget)):
         raise ValueError("rows per shard and the token budget must be 1 or more")
+    if request.reply is None:
+        return request
+    if request.continuation:
+        raise ValueError("a continuation is forced after every prompt and a reply is the model's own: ask for one of them")
+    return replace(request, reply=request.reply.checked())
 
 
 def _prompts(request: Request, template: Template, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> list[Prompt]:
@@ -213,7 +226,8 @@ def _prompts(request: Request, template: Template, tokenizer: PreTrainedTokenize
     continuation = _continuation(request, tokenizer)
     prompts: list[Prompt] = []
     too_long: list[tuple[int, int]] = []
-    made = continued(template.prompts(texts), continuation, shape.context, request.truncate)
+    kept_free = request.reply.max_tokens if request.reply else 0
+    made = continued(template.prompts(texts), continuation, shape.context - kept_free, request.truncate)
     for row, prompt in enumerate(made):
         if isinstance(prompt, int):
             too_long.append((row, prompt))
@@ -223,7 +237,7 @@ def _prompts(request: Request, template: Template, tokenizer: PreTrainedTokenize
             prompts.append(prompt)
     if too_long:
         row, n_tokens = too_long[0]
-        with_it = " with their continuation" if continuation else ""
+        with_it = " with their continuation" if continuation else f" with {kept_free:,} for their reply" if kept_free else ""
         raise ValueError(
             f"{len(too_long):,} of {len(texts):,} texts are{with_it} longer than the model's {shape.context:,} tokens "
             f"(first: row {row:,}, id {ids[row]!r}, {n_tokens:,} tokens); "
@@ -250,11 +264,17 @@ def _checked_sites(request: Request, layers: Sequence[int], shape: Shape) -> tup
 
 
 def _checked_offsets(request: Request, sites: Sequence[str], prompts: Sequence[Prompt]) -> tuple[int, ...]:
-    wanted = any(site.endswith(".offset") for site in sites)
-    if wanted != bool(request.offsets):
-        raise ValueError("offset sites and a grid of offsets go together: give both or neither")
+    positions = {Site.parse(site).position for site in sites if Site.parse(site).on_grid}
+    if bool(positions) != bool(request.offsets):
+        raise ValueError("offset or reply sites and a grid of offsets go together: give both or neither")
     offsets = tuple(sorted(set(request.offsets)))
-    for row, prompt in enumerate(prompts) if offsets else ():
+    if "reply" in positions:
+        if request.reply is None:
+            raise ValueError("reply sites are read in the model's own replies; ask for some with --reply TOKENS")
+        if offsets[0] < 0 or offsets[-1] > request.reply.max_tokens:
+            problem = offsets[0] if offsets[0] < 0 else offsets[-1]
+            raise ValueError(f"replies of at most {request.reply.max_tokens:,} tokens have no token at offset {problem}")
+    for row, prompt in enumerate(prompts) if "offset" in positions else ():
         first, last = prompt.stop - 1 + offsets[0], prompt.stop - 1 + offsets[-1]
         if first < 0 or last >= len(prompt.ids):
             problem = offsets[0] if first < 0 else offsets[-1]

@@ -12,12 +12,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from extract.compute import Computed, compute_shard
+import pyarrow as pa
+
+from extract.compute import Computed, compute_shard, write_replies
+from extract.decoding import Reply, replies_table
 from extract.documents import Receipt, now
 from extract.engine import engine
+from extract.loading import load_tokenizer
+from extract.models import Model
 from extract.store import Store
 from extract.stored_run import StoredRun
-from extract.tokens import Prompt, offsets_of, tokens_digest
+from extract.tokens import Prompt, offsets_of, replied, tokens_digest
 
 _RECORDED_LIBRARIES = ("affectome", "torch", "transformers", "tokenizers", "zarr", "numpy")
 
@@ -104,7 +109,9 @@ class Attempt:
     entry: int
     """Place of its receipt in the shard's log."""
     prompts: Sequence[Prompt]
-    """What was computed."""
+    """What was computed, without replies."""
+    replies: Sequence[Reply]
+    """What the model said, where the run keeps that."""
     row_offsets: Sequence[int]
     """Where each row's own tokens begin among those of all."""
     found: Computed
@@ -113,6 +120,8 @@ class Attempt:
     """Whose forward pass computed it."""
     load_seconds: float
     """Wall time until the model was there."""
+    reply_seconds: float
+    """Wall time in which it wrote replies."""
     compute_seconds: float
     """Wall time after that."""
 
@@ -125,7 +134,7 @@ class Attempt:
         """
         began = time.perf_counter()
         run, shard, found = self.run, self.task.shard, self.found
-        attempt, objects = run.write_attempt(shard, found.arrays, self.row_offsets)
+        attempt, objects = run.write_attempt(shard, found.arrays, self.row_offsets, self._replies_table())
         write_seconds = time.perf_counter() - began
         start, stop = run.shard_rows(shard)
         receipt = Receipt(
@@ -139,7 +148,7 @@ class Attempt:
             token_budget=run.manifest.token_budget,
             compression=run.manifest.compression,
             tokens=tokens_digest(self.prompts),
-            n_tokens=sum(len(prompt.ids) for prompt in self.prompts),
+            n_tokens=sum(len(ids) for ids in [prompt.ids for prompt in self.prompts] + [reply.ids for reply in self.replies]),
             n_truncated=sum(prompt.truncated for prompt in self.prompts),
             n_computed=found.n_computed,
             n_shared=found.n_shared,
@@ -149,6 +158,7 @@ class Attempt:
             host=platform.node(),
             seconds={
                 "load": self.load_seconds,
+                **({"reply": self.reply_seconds} if self.replies else {}),
                 "compute": self.compute_seconds - found.copy_seconds,
                 "copy": found.copy_seconds,
                 "write": write_seconds,
@@ -160,6 +170,13 @@ class Attempt:
             return Committed(receipt, here=True)
         _, other = _end_of_log(run, shard)
         return Committed(other, here=False) if other is not None else None
+
+    def _replies_table(self) -> pa.Table | None:
+        if not self.replies:
+            return None
+        tokenizer = load_tokenizer(Model(str(self.task.model_directory), self.task.model_directory))
+        texts = [str(tokenizer.decode(list(reply.ids), skip_special_tokens=True)) for reply in self.replies]
+        return replies_table(self.run.shard_rows(self.task.shard)[0], self.replies, texts)
 
 
 def begin(task: ShardTask, on_rows: Callable[[int], None] = lambda _: None) -> Committed | Attempt:
@@ -178,11 +195,14 @@ def begin(task: ShardTask, on_rows: Callable[[int], None] = lambda _: None) -> C
     prompts = run.prompts(task.shard)
     row_offsets = offsets_of(prompts)
     identity = run.manifest.identity
-    loaded = engine(task.model_directory, identity.weights, identity.compute_dtype, identity.attention, task.device)
+    loaded = engine(task.model_directory, identity, task.device)
     ready = time.perf_counter()
-    found = compute_shard(loaded, run, task.shard, prompts, row_offsets, on_rows)
-    done = time.perf_counter()
-    return Attempt(task, run, entry, prompts, row_offsets, found, loaded.forward, ready - began, done - ready)
+    replies = [] if identity.reply is None else write_replies(loaded, prompts, identity.reply, run.manifest.token_budget)
+    answered = time.perf_counter()
+    read = [replied(prompt, reply) for prompt, reply in zip(prompts, replies, strict=True)] if replies else prompts
+    found = compute_shard(loaded, run, task.shard, read, row_offsets, on_rows)
+    seconds = (ready - began, answered - ready, time.perf_counter() - answered)
+    return Attempt(task, run, entry, prompts, replies, row_offsets, found, loaded.forward, *seconds)
 
 
 def _end_of_log(run: StoredRun, shard: int) -> tuple[int, Receipt | None]:

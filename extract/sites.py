@@ -13,9 +13,9 @@ COMPONENTS = ("resid", "attn_out", "mlp_out", "final_norm")
 """Components: `resid`, the output of a block; `attn_out` and `mlp_out`, what attention and MLP add to the residual stream,
 behind a norm of their own where the model has one; `final_norm`, the last block's output after the norm that follows it."""
 
-POSITIONS = ("last", "mean", "first", "offset", "all", "prompt_last", "prompt_mean")
+POSITIONS = ("last", "mean", "first", "offset", "all", "prompt_last", "prompt_mean", "reply")
 """Token positions. `last`, `mean`, `first`, `offset` and `all` (every token) speak of the utterance's own tokens, `prompt_*` of
-the whole prompt."""
+the whole prompt, `reply` of a grid of offsets from the prompt's last token into the model's own reply."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -30,7 +30,12 @@ class Site:
     @property
     def pooled(self) -> bool:
         """Whether the site keeps one vector for each utterance."""
-        return self.position not in ("offset", "all")
+        return self.position not in ("offset", "all", "reply")
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether the site keeps one vector for each utterance and offset of the run's grid."""
+        return self.position in ("offset", "reply")
 
     def layers(self, asked: Sequence[int], n_layers: int) -> tuple[int, ...]:
         """Which of the layers asked for exist at this site, in a model of `n_layers` blocks."""
@@ -71,6 +76,18 @@ def parse_sites(text: str) -> tuple[Site, ...]:
     if not sites:
         raise ValueError("no site is named; for example resid.last,resid.mean")
     return sites
+
+
+def parse_offsets(text: str) -> tuple[int, ...]:
+    """Read a comma-separated list of token offsets; empty for none.
+
+    Raises:
+        ValueError: a part is no whole number.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(re.fullmatch(r"-?\d+", part, re.ASCII) for part in parts):
+        raise ValueError(f"cannot read offsets {text!r}; write whole numbers with commas between, such as 0,1,2,4,8")
+    return tuple(sorted({int(part) for part in parts}))
 
 
 def parse_layers(text: str, n_layers: int) -> tuple[int, ...]:

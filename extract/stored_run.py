@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from extract.corpus import parquet_table
+from extract.decoding import check_replies
 from extract.documents import (
     LOG_ENTRY,
     LogEntry,
@@ -40,6 +41,8 @@ from extract.objects import Objects
 from extract.sites import Site
 from extract.tokens import Prompt
 
+REPLIES_FILE = "replies.parquet"
+"""Of a shard of a run that keeps replies; beside the arrays, which are folders."""
 _LOG_NAME = re.compile(r"(\d{6,})-(\d+)\.json")
 
 
@@ -183,6 +186,22 @@ class StoredRun:
     def _table_entry(self, name: str) -> StoredObject:
         return next(entry for entry in self.manifest.tables if entry.path.endswith(f"/{name}.parquet"))
 
+    def replies(self, receipt: Receipt) -> pa.Table:
+        """What the model said to the rows of a shard.
+
+        Raises:
+            ValueError: it is missing or damaged.
+        """
+        entry = next(entry for entry in receipt.objects if entry.path.endswith(f"/{REPLIES_FILE}"))
+        table = parquet_table(read_checked(self.objects, entry))
+        reply = self.manifest.identity.reply
+        assert reply is not None, "its receipt names replies"
+        try:
+            check_replies(table, receipt.start, receipt.stop, reply.max_tokens)
+        except ValueError as error:
+            raise ValueError(f"{self.objects.url(entry.path)} is damaged: {error}") from error
+        return table
+
     # Writing a shard.
 
     def layers(self, site: str) -> tuple[int, ...]:
@@ -201,19 +220,20 @@ class StoredRun:
         match Site.parse(site).position:
             case "all":
                 return Layout.plan((layers, row_offsets[-1], width), dtype, compression, row_offsets)
-            case "offset":
+            case "offset" | "reply":
                 return Layout.plan((layers, stop - start, len(identity.offsets), width), dtype, compression)
             case _:
                 return Layout.plan((layers, stop - start, width), dtype, compression)
 
     def write_attempt(
-        self, shard: int, arrays: Mapping[str, Values], row_offsets: Sequence[int] = ()
+        self, shard: int, arrays: Mapping[str, Values], row_offsets: Sequence[int] = (), replies: pa.Table | None = None
     ) -> tuple[str, tuple[StoredObject, ...]]:
         """Make a shard's arrays durable under a name of their own; they count only once a receipt names them.
 
         Args:
             arrays: for each site its values in stored form, of the shape that `layout` says.
             row_offsets: as in `layout`.
+            replies: what the model said, where the run keeps that (extract.decoding.replies_table).
 
         Returns:
             The attempt's name and its objects.
@@ -235,6 +255,8 @@ class StoredRun:
         try:
             with ThreadPoolExecutor(self.objects.concurrency) as pool:
                 written = tuple(pool.map(write, keys))
+            if replies is not None:
+                written += (self._write(f"{prefix}/{REPLIES_FILE}", [parquet_bytes(replies, replies.num_rows)]),)
             self.objects.settle(prefix)
         except BaseException:  # a full disk gets its space back; what a killed attempt leaves is nobody's
             self.objects.remove(prefix)

@@ -11,19 +11,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from extract.decoding import Reply
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One utterance as the model reads it."""
 
     ids: tuple[int, ...]
-    """Token ids of prompt and continuation."""
+    """Token ids of prompt and continuation, or of prompt and reply."""
     start: int
     """First token of the utterance."""
     stop: int
     """One past the last token of the utterance."""
     prompt_stop: int
-    """One past the last token of the prompt; the continuation follows."""
+    """One past the last token of the prompt; the continuation or the reply follows."""
     truncated: bool = False
     """Whether the utterance lost tokens to the model's context."""
 
@@ -33,7 +35,7 @@ def continued(prompts: Iterable[Prompt], continuation: tuple[int, ...], context:
 
     Args:
         continuation: token ids forced after every prompt; may be empty.
-        context: the most tokens the model reads at once.
+        context: the most tokens the model reads at once, less those kept free for a reply.
         truncate: cut the end of utterances that are too long.
 
     Yields:
@@ -56,6 +58,11 @@ def continued(prompts: Iterable[Prompt], continuation: tuple[int, ...], context:
             )
         else:
             yield len(whole.ids)
+
+
+def replied(prompt: Prompt, reply: Reply) -> Prompt:
+    """A prompt with the model's reply after it."""
+    return replace(prompt, ids=prompt.ids + reply.ids)
 
 
 def offsets_of(prompts: Sequence[Prompt]) -> list[int]:

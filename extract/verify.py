@@ -22,7 +22,7 @@ from extract.documents import Receipt, StoredObject
 from extract.encoding import METADATA_KEY, Layout, is_finite
 from extract.objects import Objects
 from extract.store import Store
-from extract.stored_run import StoredRun, attempt_prefix, prompts_of, read_checked
+from extract.stored_run import REPLIES_FILE, StoredRun, attempt_prefix, prompts_of, read_checked
 from extract.tokens import offsets_of, tokens_digest
 
 
@@ -173,7 +173,12 @@ def _receipt_problems(run: StoredRun, receipt: Receipt) -> Iterator[str]:
         n_objects = len(run.layers(site)) + 1
         if len(set(inside)) != n_objects or f"{prefix}/{site}/{METADATA_KEY}" not in inside:
             yield f"{site}: its receipt names {len(set(inside))} objects instead of {n_objects}"
-    if len(named) != sum(len(run.layers(site)) + 1 for site in run.manifest.identity.sites):
+    n_wanted = sum(len(run.layers(site)) + 1 for site in run.manifest.identity.sites)
+    if run.manifest.identity.reply is not None:
+        n_wanted += 1
+        if f"{prefix}/{REPLIES_FILE}" not in named:
+            yield "its receipt names no replies"
+    if len(named) != n_wanted:
         yield f"its receipt names {len(named)} objects, which are not those of its sites"
 
 
@@ -188,6 +193,11 @@ def _shard_problems(run: StoredRun, receipt: Receipt, tokens: pa.Table | None, p
         row_offsets = offsets_of(prompts)
         if tokens_digest(prompts) != receipt.tokens:
             yield "it was computed from other tokens than tokens.parquet holds"
+    if run.manifest.identity.reply is not None:
+        try:
+            run.replies(receipt)
+        except ValueError as error:
+            yield f"replies: {error}"
     entries = {entry.path: entry for entry in receipt.objects}
     for site in run.manifest.identity.sites:
         prefix = f"{attempt_prefix(receipt.shard, receipt.attempt)}/{site}"

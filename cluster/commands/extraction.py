@@ -19,8 +19,10 @@ from cluster.commands.options import (
 from cluster.console import Row, duration, fail_with, note, print_json, print_rows, progress
 from extract.corpus import BUILTIN as BUILTIN_CORPUS
 from extract.corpus import read_corpus
+from extract.decoding import Decoding
 from extract.packages import BUILTIN
 from extract.request import DEFAULT_DATE, DEFAULT_SITES, MOST_ROWS_PER_SHARD, Request
+from extract.sites import parse_offsets
 
 if TYPE_CHECKING:  # what computes is imported by the commands that compute: it takes seconds to load
     from extract.store import Store
@@ -40,6 +42,18 @@ def extract(
     ] = "raw",
     system: Annotated[str, typer.Option(help="System prompt, for templates that have a place for one.")] = "",
     date: Annotated[str, typer.Option(help="The day a chat template is told that writes the date.")] = DEFAULT_DATE,
+    reply: Annotated[
+        int | None,
+        typer.Option(help="Also let the model reply to every prompt, in at most so many tokens.", show_default=False),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Of replies; 0 takes the likeliest tokens.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option("--top-p", help="Draw replies from the likeliest tokens of this much together.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of replies.")] = 0,
+    offsets: Annotated[
+        str, typer.Option(help="Grid for reply sites, such as 0,1,2,4,8: tokens from the prompt's last into the reply.")
+    ] = "",
     dtype: Annotated[str, typer.Option(help="Precision of the model: bfloat16, float32, or 'auto', the faster.")] = "auto",
     stored_dtype: Annotated[str, typer.Option(help="Precision of the store: bfloat16, float16 or float32.")] = "bfloat16",
     attention: Annotated[
@@ -78,6 +92,8 @@ def extract(
         template=template,
         system=system,
         date=date,
+        offsets=parse_offsets(offsets),
+        reply=None if reply is None else Decoding(reply, temperature, top_p, seed),
         compute_dtype=dtype,
         stored_dtype=stored_dtype,
         attention=attention,

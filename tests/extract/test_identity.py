@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
+from extract.decoding import Decoding
 from extract.identity import FORMAT_VERSION, RUN_ID_DIGITS, Identity, canonical_json, file_sha256, sha256_hex
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +38,7 @@ IDENTITY = Identity(
     stored_dtype="bfloat16",
     attention="sdpa",
     truncate=False,
+    reply=Decoding(64, temperature=0.7),
 )
 
 _OTHER: dict[str, Any] = {
@@ -51,6 +54,7 @@ _OTHER: dict[str, Any] = {
     "stored_dtype": "float16",
     "attention": "eager",
     "truncate": True,
+    "reply": None,
     "format_version": FORMAT_VERSION + 1,
 }
 
@@ -102,14 +106,13 @@ def test_a_run_id_is_the_start_of_the_digest_of_what_anyone_can_write_down() -> 
 
 
 def test_an_identity_read_back_from_json_has_the_same_run_id() -> None:
-    document = json.loads(canonical_json(asdict(IDENTITY)))
-    lists: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in document.items()}
-    assert Identity(**lists) == IDENTITY
-    assert Identity(**document).run_id == IDENTITY.run_id
+    read = TypeAdapter(Identity).validate_json(canonical_json(asdict(IDENTITY)))
+    assert read == IDENTITY
+    assert read.run_id == IDENTITY.run_id
 
 
 def test_another_process_gives_the_same_run_id() -> None:
-    script = f"from extract.identity import Identity; print({IDENTITY!r}.run_id)"
+    script = f"from extract.decoding import Decoding; from extract.identity import Identity; print({IDENTITY!r}.run_id)"
     for seed in ("1", "2"):  # strings hash differently in each
         done = subprocess.run(
             [sys.executable, "-c", script], cwd=_ROOT, env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True

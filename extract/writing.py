@@ -1,0 +1,115 @@
+"""Prompts to the model's own replies, many at once, by transformers' own generation with a cache of keys and values.
+
+Rows are padded on the left, so that all of a batch go on from one place. Drawing is ours, as a processor of logits behind
+which the likeliest token is the drawn one: transformers' sampling takes its random numbers from the process, so that what a
+prompt is answered would depend on the rows beside it.
+
+The states of a reply are not kept while it is written: they are computed afterwards from prompt and reply, as those of any
+other text (extract.engine), so that every site, batch and precision is the same.
+
+Shape suffixes: B rows of a batch, T positions, V vocabulary.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from extract.decoding import Decoding, Reply
+from extract.tokens import Prompt
+
+ROWS_AT_ONCE = 64
+"""Most rows of a batch: a step of decoding reads all weights once, for however many rows."""
+_BUDGETS = 8
+"""How many times the token budget of a forward pass the keys and values of a batch may hold: a layer's states are not held."""
+
+_SORTED_FIRST = 2048
+"""Of the likeliest tokens, which nearly always have top-p of the probability."""
+
+
+class Writer:
+    """A causal language model with its head."""
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        """Take a loaded model over; what its own generation settings say counts no more, but for what ends a reply."""
+        own, text = model.generation_config, model.config.get_text_config()
+        ends = own.eos_token_id if own.eos_token_id is not None else text.eos_token_id
+        self._ends = frozenset([ends] if isinstance(ends, int) else ends or ())
+        self._pad = min(self._ends, default=0)
+        settings = {"eos_token_id": sorted(self._ends) or None, "pad_token_id": self._pad}
+        model.generation_config = GenerationConfig(**settings)  # type: ignore[no-untyped-call]  # transformers' own
+        self._model, self._device = model, device
+
+    def write(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Reply]:
+        """Replies to one batch, in order."""
+        longest = max(len(prompt.ids) for prompt in prompts)
+        ids_BT = torch.full((len(prompts), longest), self._pad)
+        mask_BT = torch.zeros_like(ids_BT)
+        for row, prompt in enumerate(prompts):
+            begin = longest - len(prompt.ids)
+            ids_BT[row, begin:], mask_BT[row, begin:] = torch.tensor(prompt.ids), 1
+        drawing = [_Drawing(prompts, decoding, longest)] if decoding.temperature else []
+        with torch.inference_mode():
+            written_BT = self._model.generate(
+                ids_BT.to(self._device),
+                attention_mask=mask_BT.to(self._device),
+                max_new_tokens=decoding.max_tokens,
+                do_sample=False,
+                use_cache=True,
+                logits_processor=LogitsProcessorList(drawing),
+            )
+        return [self._reply(row) for row in written_BT[:, longest:].tolist()]
+
+    def _reply(self, ids: list[int]) -> Reply:
+        stop = next((place for place, token in enumerate(ids) if token in self._ends), len(ids))
+        return Reply(tuple(ids[:stop]), ended=stop < len(ids))
+
+
+class _Drawing(LogitsProcessor):
+    """Draws a token for each row with the row's own random numbers, and leaves only that one possible."""
+
+    def __init__(self, prompts: Sequence[Prompt], decoding: Decoding, n_before: int) -> None:
+        uniform = [_generator(prompt, decoding.seed).random(decoding.max_tokens) for prompt in prompts]
+        self._uniform_BT = torch.from_numpy(np.stack(uniform))
+        self._decoding, self._n_before = decoding, n_before
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        uniform_B = self._uniform_BT[:, input_ids.shape[1] - self._n_before].to(scores.device)
+        drawn_B1 = draw(scores, self._decoding.temperature, self._decoding.top_p, uniform_B)
+        return torch.full_like(scores, -torch.inf).scatter(1, drawn_B1, 0.0)
+
+
+def draw(logits_BV: torch.Tensor, temperature: float, top_p: float, uniform_B: torch.Tensor) -> torch.Tensor:
+    """The tokens (B, 1) that uniform numbers from 0 to 1 pick, where likelier tokens lie before the others."""
+    share_BV = (logits_BV.double() / temperature).softmax(dim=1)
+    n_tokens = share_BV.shape[1]
+    for n_sorted in (_SORTED_FIRST, n_tokens):  # sorting all of a vocabulary takes longer than a step of a small model
+        likely_BS, token_BS = share_BV.topk(min(n_sorted, n_tokens), dim=1)
+        above_BS = likely_BS.cumsum(dim=1)
+        last_B1 = (above_BS - likely_BS < top_p).sum(dim=1, keepdim=True) - 1  # the likeliest is always possible
+        wanted_B1 = uniform_B[:, None] * above_BS.gather(1, last_B1).clamp(max=1)
+        place_B1 = torch.searchsorted(above_BS, wanted_B1, right=True)
+        if (above_BS[:, -1] >= top_p).all() or n_sorted >= n_tokens:
+            break
+    return token_BS.gather(1, torch.minimum(place_B1, last_B1))
+
+
+def plan_replies(prompts: Sequence[Prompt], max_tokens: int, token_budget: int) -> Iterator[list[int]]:
+    """Batches of prompts of about the same length, as positions."""
+    batch: list[int] = []
+    for place in sorted(range(len(prompts)), key=lambda place: (-len(prompts[place].ids), place)):
+        longest = len(prompts[batch[0]].ids) if batch else 0
+        if batch and (len(batch) == ROWS_AT_ONCE or (len(batch) + 1) * (longest + max_tokens) > _BUDGETS * token_budget):
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+def _generator(prompt: Prompt, seed: int) -> np.random.Generator:
+    digest = hashlib.sha256(np.asarray((seed, *prompt.ids), "<i8").tobytes()).digest()
+    return np.random.default_rng(np.frombuffer(digest, np.uint32))
