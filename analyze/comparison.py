@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from analyze.persistence import ALL_EMOTIONS, HalfLife, PersistenceResult
+from analyze.curves import ALL_EMOTIONS, HalfLife
+from analyze.persistence import PersistenceResult
 from analyze.plots import token_count
 from analyze.probes import ProbeResult
 from analyze.query import Run

@@ -1,21 +1,23 @@
 """Ask for more states of a run's own model, extracted the way the run was: same weights, template, precision and attention."""
 
-from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from analyze.query import Run
 from extract.corpus import Corpus
 from extract.request import Request
 
 
-def same_way(run: Run, corpus: Corpus, sites: str, layers: str, continuation: str = "", offsets: Sequence[int] = ()) -> Request:
+def same_way(run: Run, corpus: Corpus, sites: str, layers: str, **other: Any) -> Request:
     """What to extract of a corpus so that its states can be held against the run's.
 
     Args:
-        sites, layers, continuation, offsets: as in Request.
+        sites, layers: as in Request.
+        other: fields of Request that are to differ from the run's, such as `continuation`, `reply` or `template`.
     """
     manifest, identity = run.manifest, run.manifest.identity
     weights = identity.weights
-    return Request(
+    same = Request(
         model=weights.removeprefix("hub:") if weights.startswith("hub:") else manifest.model,  # the commit, not the newest
         corpus=corpus,
         sites=sites,
@@ -23,10 +25,9 @@ def same_way(run: Run, corpus: Corpus, sites: str, layers: str, continuation: st
         template=manifest.template,
         system=manifest.system,
         date=manifest.date,
-        continuation=continuation,
-        offsets=tuple(offsets),
         compute_dtype=identity.compute_dtype,
         stored_dtype=identity.stored_dtype,
         attention=identity.attention,
         truncate=identity.truncate,
     )
+    return replace(same, **other)

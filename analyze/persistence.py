@@ -1,14 +1,20 @@
-"""For how long a state carries an emotion: the same neutral continuation after every utterance, and probes along it.
+"""For how long a state carries an emotion: probes along the tokens that follow an utterance.
 
-Because every utterance is followed by the very same tokens, nothing but the state can tell the emotions apart there.
-Measuring on generated replies was rejected as the first measure: their own words carry the emotion, so decoding it
-shows nothing about the state.
+*Forced*: the same neutral continuation stands after every utterance, so nothing but the state can tell the emotions apart.
+*Replied*: the model's own reply does. Its words may carry the emotion too, so reading the emotion there does not show that the
+state kept it; beside the probes a bag of the reply's words says what words alone give. Measuring on replies alone, as the paper
+does (arXiv 2510.04064), was rejected for that reason.
 
-At each offset three readers are scored on utterances they were not fitted on: `refit`, fitted at that offset (is the
-emotion there in any linear form?); `offset-0`, fitted at the utterance's last token (is it there in the same form?),
-with states standardised at each offset; and `shuffled`, refit on shuffled labels (what does nothing score?).
+At each offset several readers are scored on utterances they were not fitted on, states standardised at each offset:
 
-Shape suffixes: R readers, N utterances, O offsets, K emotions, D width, S resamples.
+    refit         fitted at that offset: is the emotion there in any linear form?
+    offset-0      fitted at the first offset: is it there in the same form?
+    offset-aware  fitted at all offsets at once: the linear form of the paper's probe, whose learned embedding of the offset is
+                  a shift of the state by offset, which standardising takes out
+    shuffled      refit on shuffled labels: what does nothing score?
+    words         replies only: TF-IDF of the reply's tokens so far and logistic regression
+
+Shape suffixes: N utterances, M of them, O offsets, K emotions, D width.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,60 +25,35 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from analyze.examples import FEWEST_SITUATIONS, SEED, Examples, folds, labelled_examples
+from analyze.curves import ALL_EMOTIONS, Curve, curves_of
+from analyze.examples import FEWEST_SITUATIONS, SEED, Examples, Fold, folds, labelled_examples
 from analyze.extracting import same_way
 from analyze.mapping import Mapper, ignore, in_threads
+from analyze.moments import Floats
 from analyze.query import Run
-from analyze.scores import Interval, score
+from analyze.scores import Interval, area_difference
 from extract.corpus import Corpus
+from extract.decoding import Decoding
 from extract.identity import sha256_hex
 from extract.request import Request
 
 OFFSETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 400)
-"""Token offsets from the last token of the utterance."""
+"""Token offsets: from the last token of the utterance where a continuation is forced, from that of the prompt in replies."""
 KINDS = ("linear", "logistic")
 """Probes to choose from: samples are small, so discriminant analysis has Ledoit-Wolf's shrinkage, which needs no validation."""
-READERS = ("refit", "offset-0", "shuffled")
-"""How the score at an offset is read; see the top of this file."""
-CHANCE = 0.5
-"""What one-vs-rest AUROC scores without signal."""
-ALL_EMOTIONS = "all"
-"""Name of the curve that averages over emotions."""
+WORDS = "words"
+"""The reader of a reply's words."""
+READERS = ("refit", "offset-0", "offset-aware", "shuffled")
+"""The readers of states; see the top of this file."""
 
 _N_FOLDS = 5
 _LOGISTIC_C = 0.01
-_N_RESAMPLES = 500
-
-
-@dataclass(frozen=True, slots=True)
-class HalfLife:
-    """The offset at which a score above chance has halved, in tokens, linear between the offsets measured."""
-
-    tokens: float | None
-    """None when the score never halved within the grid, or was not above chance at offset 0."""
-    low: float | None
-    """Lower end of the 95% interval; None as above."""
-    high: float | None
-    """Upper end; None as above."""
-    above_chance: bool
-    """Whether the score at offset 0 was above chance, interval and all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """Score against offset for one emotion and one reader."""
-
-    emotion: str
-    """A label, or `all` for their mean."""
-    reader: str
-    """One of READERS."""
-    auroc: tuple[Interval, ...]
-    """One-vs-rest AUROC at each offset."""
-    half_life: HalfLife
-    """Of this curve."""
+_WORDS_C = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,29 +63,42 @@ class PersistenceResult:
     run_id: str
     """The run whose utterances were continued."""
     continued_run_id: str
-    """The run with the continuation."""
+    """The run with what follows them."""
     site: str
-    """Where the states were read."""
+    """Where the states were read: `resid.offset` in a forced continuation, `resid.reply` in the model's own replies."""
     layer: int
     """Which layer."""
     kind: str
     """Kind of probe."""
     offsets: tuple[int, ...]
-    """Tokens from the last token of the utterance."""
+    """Tokens from the last token of the utterance, or in replies of the prompt."""
     emotions: tuple[str, ...]
     """The labels."""
     n_utterances: int
     """How many were continued."""
+    n_at: tuple[int, ...]
+    """How many of them reach each offset; fewer where replies have ended."""
     curves: tuple[Curve, ...]
     """For every reader, `all` and each emotion."""
+    beyond_words: tuple[Interval, ...] | None
+    """AUROC of `refit` less that of `words` at each offset, paired by utterance; None where a continuation is forced."""
+    decoding: Decoding | None
+    """How the replies were drawn; None where a continuation is forced."""
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """Who was scored."""
+        return READERS if self.decoding is None else (*READERS, WORDS)
 
     def curve(self, emotion: str, reader: str) -> Curve:
         """The curve of one emotion and one reader."""
         return next(curve for curve in self.curves if (curve.emotion, curve.reader) == (emotion, reader))
 
 
-def continued_request(run: Run, layer: int, passage: str, per_label: int, offsets: Sequence[int] = OFFSETS) -> Request:
-    """What to extract so that persistence can be measured: a stratified sample of the run's utterances, continued.
+def continued_request(
+    run: Run, layers: Sequence[int], passage: str, per_label: int, offsets: Sequence[int] = OFFSETS
+) -> Request:
+    """What to extract to measure forced persistence: a stratified sample of the run's utterances, continued.
 
     Args:
         passage: text forced after every utterance, after a blank line.
@@ -113,15 +107,47 @@ def continued_request(run: Run, layer: int, passage: str, per_label: int, offset
     Raises:
         ValueError: the run has no usable labels.
     """
+    corpus = sample(run, per_label)
+    return same_way(run, corpus, "resid.offset", _list(layers), continuation=f"\n\n{passage}", offsets=tuple(offsets))
+
+
+def replied_request(
+    run: Run,
+    layers: Sequence[int],
+    decoding: Decoding,
+    per_label: int,
+    template: str | None = None,
+    offsets: Sequence[int] = OFFSETS,
+) -> Request:
+    """What to extract to measure persistence in replies: a stratified sample of the run's utterances, replied to.
+
+    Args:
+        decoding: how replies are drawn.
+        per_label: as in `continued_request`.
+        template: of the prompts, such as `chat`; the run's own without it.
+
+    Raises:
+        ValueError: the run has no usable labels.
+    """
+    reached = tuple(offset for offset in offsets if offset <= decoding.max_tokens)
+    own = {} if template is None else {"template": template}
+    return same_way(run, sample(run, per_label), "resid.reply", _list(layers), offsets=reached, reply=decoding, **own)
+
+
+def sample(run: Run, per_label: int) -> Corpus:
+    """A stratified sample of a run's labelled utterances, of as many situations as there are; a smaller one is part of it.
+
+    Raises:
+        ValueError: the run has no usable labels, or so few of each are asked for that nothing can be measured.
+    """
     if per_label < FEWEST_SITUATIONS:
         raise ValueError(f"{per_label} utterances of each label are too few; take {FEWEST_SITUATIONS} or more")
     examples = labelled_examples(run)
     if ALL_EMOTIONS in examples.classes:
         raise ValueError(f"a label is called {ALL_EMOTIONS!r}, which persistence calls the mean over labels; rename it")
     table = run.utterances()
-    chosen = [int(row) for label in examples.classes for row in _sample(examples, table, label)[:per_label]]
-    corpus = Corpus(f"{run.run_id} sample", table.drop_columns(["row", "n_tokens"])).take(sorted(chosen))
-    return same_way(run, corpus, "resid.offset", str(layer), f"\n\n{passage}", offsets)
+    chosen = [int(row) for label in examples.classes for row in _ranked(examples, table, label)[:per_label]]
+    return Corpus(f"{run.run_id} sample", table.drop_columns(["row", "n_tokens"])).take(sorted(chosen))
 
 
 def measure_persistence(
@@ -132,54 +158,56 @@ def measure_persistence(
     on_offset: Callable[[int], None] = ignore,
     mapper: Mapper = in_threads,
 ) -> PersistenceResult:
-    """Score probes along the continuation.
+    """Score readers along what follows the utterances.
 
     Args:
         run: the run whose utterances were continued, for the record.
-        continued: a run made from `continued_request`.
+        continued: a run made from `continued_request` or `replied_request`.
         on_offset: called with the number of offsets done, as they are done.
         mapper: where offsets are done; the numbers are the same everywhere.
 
     Raises:
-        ValueError: the continued run is not complete or has too few examples of a label.
+        ValueError: the continued run is not complete or has too few examples of a label, or replies end too early.
     """
     continued.require_complete()
-    offsets = continued.manifest.identity.offsets
-    if not offsets or offsets[0] != 0:
-        raise ValueError(f"run {continued.run_id} holds offsets {offsets}; persistence needs a grid that starts at 0")
+    identity = continued.manifest.identity
+    if not identity.offsets or identity.offsets[0] != 0:
+        raise ValueError(f"run {continued.run_id} holds offsets {identity.offsets}; persistence needs a grid that starts at 0")
     examples = labelled_examples(continued)
-    truth_N = examples.truth
-    hidden_NOD = continued.hidden_rows("resid.offset", layer, examples.rows)
-    probability = _out_of_fold(hidden_NOD, truth_N, examples.groups, kind, on_offset, mapper)
-    curves = [curve for reader in READERS for curve in _curves(reader, probability[reader], examples, offsets)]
+    site = "resid.offset" if identity.reply is None else "resid.reply"
+    replies = None if identity.reply is None else continued.replies()["ids"].take(pa.array(examples.rows)).to_pylist()
+    present_NO = _present(examples, identity.offsets, replies)
+    offsets = identity.offsets[: present_NO.shape[1]]
+    hidden_NOD = continued.hidden_rows(site, layer, examples.rows)[:, : len(offsets)]
+    readings = _Readings(hidden_NOD, present_NO, examples, offsets, kind, replies)
+    probability = readings.all(on_offset, mapper)
+    beyond_words = None
+    if replies is not None:
+        beyond_words = tuple(
+            area_difference(
+                examples.truth[here_N],
+                probability["refit"][here_N, index],
+                probability[WORDS][here_N, index],
+                examples.groups[here_N],
+            )
+            for index, here_N in enumerate(present_NO.T)
+        )
     return PersistenceResult(
         run_id=run.run_id,
         continued_run_id=continued.run_id,
-        site="resid.offset",
+        site=site,
         layer=layer,
         kind=kind,
         offsets=offsets,
         emotions=examples.classes,
         n_utterances=len(examples.rows),
-        curves=tuple(curves),
+        n_at=tuple(int(count) for count in present_NO.sum(axis=0)),
+        curves=tuple(
+            curve for reader, said in probability.items() for curve in curves_of(reader, said, present_NO, examples, offsets)
+        ),
+        beyond_words=beyond_words,
+        decoding=identity.reply,
     )
-
-
-def half_life(offsets: Sequence[int], score_SO: NDArray[np.float64]) -> NDArray[np.float64]:
-    """First offset at which score above chance is half of what it was at the first offset, linear between offsets.
-
-    Returns:
-        For each resample the half-life in tokens; infinity where the score never halved, NaN where it began at or below chance.
-    """
-    above_SO = score_SO - CHANCE
-    excess_SO = above_SO - above_SO[:, :1] / 2
-    result_S = np.full(len(score_SO), np.inf)
-    for index in range(len(offsets) - 1, 0, -1):
-        before_S, after_S = excess_SO[:, index - 1], excess_SO[:, index]
-        crosses_S = (before_S > 0) & (after_S <= 0)
-        share_S = np.divide(before_S, before_S - after_S, out=np.zeros_like(before_S), where=crosses_S)
-        result_S = np.where(crosses_S, offsets[index - 1] + share_S * (offsets[index] - offsets[index - 1]), result_S)
-    return np.where(above_SO[:, 0] > 0, result_S, np.nan)
 
 
 def make_classifier(kind: str) -> Any:
@@ -195,14 +223,108 @@ def make_classifier(kind: str) -> Any:
     raise ValueError(f"persistence has no probe {kind!r}; choose from {', '.join(KINDS)}")
 
 
-def read_probabilities(probe: Any, hidden_ND: NDArray[Any], n_classes: int) -> NDArray[np.float64]:
-    """A fitted classifier's class probabilities (N, K); 0 for a class it was never shown."""
-    probability_NK = np.zeros((len(hidden_ND), n_classes))
-    probability_NK[:, probe.classes_] = probe.predict_proba(hidden_ND)
-    return probability_NK
+def read_probabilities(probe: Any, features: Any, n_classes: int) -> Floats:
+    """A fitted classifier's class probabilities (M, K) of M rows; 0 for a class it was never shown."""
+    said_MC = probe.predict_proba(features)
+    probability_MK = np.zeros((len(said_MC), n_classes))
+    probability_MK[:, probe.classes_] = said_MC
+    return probability_MK
 
 
-def _sample(examples: Examples, table: pa.Table, label: str) -> NDArray[np.int64]:
+class _Readings:
+    """What every reader says of every utterance at every offset, read by those of the folds it is not in."""
+
+    def __init__(
+        self,
+        hidden_NOD: NDArray[np.float32],
+        present_NO: NDArray[np.bool_],
+        examples: Examples,
+        offsets: Sequence[int],
+        kind: str,
+        replies: list[list[int]] | None,
+    ) -> None:
+        self._hidden_NOD, self._present_NO, self._offsets, self._kind = hidden_NOD, present_NO, offsets, kind
+        self._truth_N, self._n_emotions, self._replies = examples.truth, len(examples.classes), replies
+        self._folds: list[Fold] = folds(examples.truth, examples.groups, _N_FOLDS)
+        self._readers = READERS if replies is None else (*READERS, WORDS)
+
+    def all(self, on_offset: Callable[[int], None], mapper: Mapper) -> dict[str, Floats]:
+        """Class probabilities (N, O, K) of each reader."""
+        self._shared = mapper(self._fit_shared, range(len(self._folds)))
+        by_offset = mapper(self._read, range(len(self._offsets)), on_offset)
+        return {reader: np.stack([said[reader] for said in by_offset], axis=1) for reader in self._readers}
+
+    def _fit_shared(self, fold: int) -> tuple[Any, Any]:
+        """The probes of a fold that serve all offsets: that of the first one, and the one fitted to all."""
+        parts = [(self._standardised(index, fold)[0], self._sides(index, fold)[0]) for index in range(len(self._offsets))]
+        at_zero = make_classifier(self._kind).fit(parts[0][0], self._truth_N[parts[0][1]])
+        truth = np.concatenate([self._truth_N[train] for _, train in parts])
+        return at_zero, make_classifier(self._kind).fit(np.concatenate([states for states, _ in parts]), truth)
+
+    def _read(self, index: int) -> dict[str, Floats]:
+        """Class probabilities (N, K) of each reader at one offset; those of absent utterances are 0."""
+        said = {reader: np.zeros((len(self._truth_N), self._n_emotions)) for reader in self._readers}
+        shuffled_N = self._truth_N.copy()
+        here = np.flatnonzero(self._present_NO[:, index])
+        shuffled_N[here] = np.random.default_rng((SEED, index)).permutation(self._truth_N[here])  # else all offsets err alike
+        for fold, (at_zero, aware) in enumerate(self._shared):
+            train, test = self._sides(index, fold)
+            if not len(test):
+                continue
+            fitted_on, held_out = self._standardised(index, fold)
+            refit = make_classifier(self._kind).fit(fitted_on, self._truth_N[train])
+            by_chance = make_classifier(self._kind).fit(fitted_on, shuffled_N[train])
+            for reader, probe in zip(READERS, (refit, at_zero, aware, by_chance), strict=True):
+                said[reader][test] = read_probabilities(probe, held_out, self._n_emotions)
+            if self._replies is not None:
+                said[WORDS][test] = self._read_words(index, train, test)
+        return said
+
+    def _read_words(self, index: int, train: NDArray[np.int64], test: NDArray[np.int64]) -> Floats:
+        assert self._replies is not None
+        n_words = self._offsets[index]
+        if not n_words:  # nothing is said yet
+            return np.tile(np.bincount(self._truth_N[train], minlength=self._n_emotions) / len(train), (len(test), 1))
+        fitted_on, held_out = ([self._replies[row][:n_words] for row in rows.tolist()] for rows in (train, test))
+        bag = TfidfVectorizer(analyzer=_as_they_are, sublinear_tf=True)
+        reader = make_pipeline(bag, LogisticRegression(C=_WORDS_C, max_iter=1000)).fit(fitted_on, self._truth_N[train])
+        return read_probabilities(reader, held_out, self._n_emotions)
+
+    def _sides(self, index: int, fold: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Who of a fold's two sides is there at an offset."""
+        train, test = self._folds[fold]
+        here_N = self._present_NO[:, index]
+        return train[here_N[train]], test[here_N[test]]
+
+    def _standardised(self, index: int, fold: int) -> tuple[Floats, Floats]:
+        """States of both sides of a fold at an offset, by mean and spread of the first."""
+        train, test = self._sides(index, fold)
+        scaler = StandardScaler().fit(self._hidden_NOD[train, index])
+        held_out = scaler.transform(self._hidden_NOD[test, index]) if len(test) else np.zeros((0, self._hidden_NOD.shape[2]))
+        return scaler.transform(self._hidden_NOD[train, index]), held_out
+
+
+def _present(examples: Examples, offsets: Sequence[int], replies: list[list[int]] | None) -> NDArray[np.bool_]:
+    """Who is there at each offset, (N, O), up to the last at which there are enough of each label to be measured."""
+    if replies is None:
+        return np.ones((len(examples.rows), len(offsets)), np.bool_)
+    length_N = np.array([len(ids) for ids in replies])
+    present_NO = length_N[:, None] >= np.asarray(offsets)
+    groups, labels = examples.groups, examples.labels
+    enough = [
+        all(len(np.unique(groups[here_N & (labels == name)])) >= FEWEST_SITUATIONS for name in examples.classes)
+        for here_N in present_NO.T
+    ]
+    n_offsets = enough.index(False) if False in enough else len(offsets)
+    if n_offsets < 2:
+        raise ValueError(
+            f"half of the replies have fewer than {int(np.median(length_N)) + 1} tokens, so no offset behind the prompt has "
+            f"{FEWEST_SITUATIONS} situations of each label; take more utterances or another template"
+        )
+    return present_NO[:, :n_offsets]
+
+
+def _ranked(examples: Examples, table: pa.Table, label: str) -> NDArray[np.int64]:
     """The rows of a label in an order that depends on their ids alone, first one of every situation, then the rest."""
     mine = examples.labels == label
     rows, groups = examples.rows[mine], examples.groups[mine]
@@ -213,91 +335,9 @@ def _sample(examples: Examples, table: pa.Table, label: str) -> NDArray[np.int64
     return ranked
 
 
-def _out_of_fold(
-    hidden_NOD: NDArray[np.float32],
-    truth_N: NDArray[np.int64],
-    groups_N: NDArray[np.int64],
-    kind: str,
-    on_offset: Callable[[int], None],
-    mapper: Mapper,
-) -> dict[str, NDArray[np.float64]]:
-    """Class probabilities (N, O, K) of each reader, every utterance read by probes of the folds it is not in."""
-    n_utterances, n_offsets, _ = hidden_NOD.shape
-    splits = folds(truth_N, groups_N, _N_FOLDS)
-    n_emotions = int(truth_N.max()) + 1
-
-    def standardised(index: int, fold: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        train, test = splits[fold]
-        scaler = StandardScaler().fit(hidden_NOD[train, index])
-        return scaler.transform(hidden_NOD[train, index]), scaler.transform(hidden_NOD[test, index])
-
-    def fit(index: int, fold: int, labels_N: NDArray[np.int64]) -> Any:
-        return make_classifier(kind).fit(standardised(index, fold)[0], labels_N[splits[fold][0]])
-
-    def read(index: int) -> NDArray[np.float64]:
-        probability_RNK = np.empty((len(READERS), n_utterances, n_emotions))
-        shuffled_N = np.random.default_rng((SEED, index)).permutation(truth_N)  # else every offset's control errs alike
-        for fold, (_, test) in enumerate(splits):
-            held_out = standardised(index, fold)[1]
-            probes = (fit(index, fold, truth_N), at_zero[fold], fit(index, fold, shuffled_N))
-            for reader, probe in enumerate(probes):
-                probability_RNK[reader, test] = read_probabilities(probe, held_out, n_emotions)
-        return probability_RNK
-
-    at_zero = mapper(lambda fold: fit(0, fold, truth_N), range(len(splits)))  # the grid starts at offset 0
-    probability_RNOK = np.stack(mapper(read, range(n_offsets), on_offset), axis=2)
-    return dict(zip(READERS, probability_RNOK, strict=True))
+def _as_they_are(tokens: list[int]) -> list[int]:
+    return tokens
 
 
-def _curves(
-    reader: str,
-    probability_NOK: NDArray[np.float64],
-    examples: Examples,
-    offsets: tuple[int, ...],
-) -> list[Curve]:
-    truth_N, emotions = examples.truth, examples.classes
-    scores = [score(truth_N, probability_NOK[:, index], examples.groups) for index in range(len(offsets))]
-    area_SOK = _resampled_areas(probability_NOK, truth_N, examples.groups)
-    curves = []
-    for label, emotion in enumerate((*emotions, ALL_EMOTIONS)):
-        whole = label == len(emotions)
-        auroc = tuple(entry.auroc if whole else entry.class_auroc[label] for entry in scores)
-        area_SO = area_SOK.mean(axis=2) if whole else area_SOK[:, :, label]
-        curves.append(Curve(emotion, reader, auroc, _half_life_interval(offsets, auroc, area_SO)))
-    return curves
-
-
-def _half_life_interval(offsets: tuple[int, ...], auroc: tuple[Interval, ...], area_SO: NDArray[np.float64]) -> HalfLife:
-    if auroc[0].low <= CHANCE:
-        return HalfLife(None, None, None, above_chance=False)
-    estimate = half_life(offsets, np.array([[point.value for point in auroc]]))[0]
-    resampled_S = np.sort(np.nan_to_num(half_life(offsets, area_SO), nan=0.0, posinf=np.inf))
-    low, high = resampled_S[[int(0.025 * _N_RESAMPLES), int(0.975 * _N_RESAMPLES)]]
-    return HalfLife(_finite(estimate), _finite(low), _finite(high), above_chance=True)
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _resampled_areas(
-    probability_NOK: NDArray[np.float64], truth_N: NDArray[np.int64], groups_N: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """One-vs-rest AUROC (S, O, K) over bootstrap resamples of situations, the same resample at every offset."""
-    _, n_offsets, n_emotions = probability_NOK.shape
-    situation_N = np.unique(groups_N, return_inverse=True)[1]
-    n_situations = int(situation_N.max()) + 1
-    generator = np.random.default_rng(SEED)
-    drawn_SG = generator.multinomial(n_situations, np.full(n_situations, 1 / n_situations), size=_N_RESAMPLES)
-    weight_SN = drawn_SG[:, situation_N].astype(np.float64)
-    area_SOK = np.empty((_N_RESAMPLES, n_offsets, n_emotions))
-    for label in range(n_emotions):
-        positive_N = truth_N == label
-        weight_SP, weight_SQ = weight_SN[:, positive_N], weight_SN[:, ~positive_N]
-        pairs_S = np.maximum(weight_SP.sum(axis=1) * weight_SQ.sum(axis=1), 1)
-        for index in range(n_offsets):
-            value_N = probability_NOK[:, index, label]
-            difference_PQ = value_N[positive_N][:, None] - value_N[~positive_N][None, :]
-            wins_PQ = (difference_PQ > 0) + 0.5 * (difference_PQ == 0)
-            area_SOK[:, index, label] = np.einsum("sp,pq,sq->s", weight_SP, wins_PQ, weight_SQ, optimize=True) / pairs_S
-    return area_SOK
+def _list(layers: Sequence[int]) -> str:
+    return ",".join(map(str, layers))

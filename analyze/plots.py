@@ -25,7 +25,8 @@ from matplotlib.scale import SymmetricalLogTransform
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from analyze.persistence import ALL_EMOTIONS, CHANCE, Curve, HalfLife, PersistenceResult
+from analyze.curves import ALL_EMOTIONS, CHANCE, Curve, HalfLife
+from analyze.persistence import PersistenceResult
 from analyze.probes import ProbeResult
 from analyze.projection import Points, Projection
 from analyze.scores import Interval
@@ -51,7 +52,12 @@ _TURNS = 16
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _SITE_COLOURS = ("#0B4F8A", "#D1600B", "#117733", "#882255", "#44AA99", "#7A6A00")
 _INK, _MUTED, _FAINT = "#222222", "#6B6B6B", "#E4E4E4"
-_READER_WORDS = {"refit": "refit at each offset", "offset-0": "fitted at offset 0"}
+_READER_WORDS = {
+    "refit": "refit at each offset",
+    "offset-0": "fitted at offset 0",
+    "offset-aware": "one probe for all offsets",
+    "words": "the reply's words",
+}
 _LONGEST_LABEL = 24
 
 
@@ -119,7 +125,32 @@ def persistence_curves(result: PersistenceResult) -> Figure:
             axes.set_xticklabels([])
     handles, labels = whole.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=10, handlelength=2.6)
-    whole.set_xlabel("tokens after the utterance's last token", fontsize=10, color=_INK)
+    after = "utterance's last token" if result.decoding is None else "prompt's last token"
+    whole.set_xlabel(f"tokens after the {after}", fontsize=10, color=_INK)
+    return figure
+
+
+def persistence_map(results: Sequence[PersistenceResult]) -> Figure:
+    """Mean AUROC by layer and offset, of the refit probe and of the probe of offset 0.
+
+    Args:
+        results: two or more of one continuation, by ascending layer.
+    """
+    layers, offsets = [result.layer for result in results], results[0].offsets
+    figure = Figure(figsize=(WIDTH, 1.4 + min(4.6, 0.24 * len(layers) + 1)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, reader in ((left, "refit"), (right, "offset-0")):
+        area_LO = np.array([_values(result.curve(ALL_EMOTIONS, reader).auroc) for result in results])
+        mesh = axes.pcolormesh(
+            np.arange(len(offsets) + 1), _edges(layers), area_LO, cmap="viridis", norm=Normalize(CHANCE, 1.0), linewidth=0
+        )
+        axes.set_xticks(np.arange(len(offsets)) + 0.5, [str(offset) for offset in offsets])
+        axes.set_title(_READER_WORDS[reader], loc="left", fontsize=11, color=_INK)
+        axes.set_xlabel("token offset", fontsize=10, color=_INK)
+        axes.tick_params(length=0, labelsize=9, colors=_INK)
+        axes.spines[:].set_visible(False)
+    left.set_ylabel("layer", fontsize=10, color=_INK)
+    _finish_bar(figure.colorbar(mesh, ax=[left, right], fraction=0.025, pad=0.012, extend="min"), "AUROC, mean over labels")
     return figure
 
 
@@ -271,10 +302,12 @@ def _lowest(result: PersistenceResult) -> float:
 
 def _draw_readers(axes: Axes, result: PersistenceResult) -> None:
     last = result.offsets[-1]
-    styles: dict[str, tuple[str, Literal["-", "--"], float]] = {
+    styles: dict[str, tuple[str, Literal["-", "--", ":"], float]] = {
         "refit": ("#0B4F8A", "-", 2.2),
         "offset-0": ("#D1600B", "--", 2.0),
     }
+    if result.decoding is not None:
+        styles |= {"offset-aware": ("#882255", "-", 1.0), "words": ("#117733", ":", 2.0)}
     for reader, (colour, style, width) in styles.items():
         curve = result.curve(ALL_EMOTIONS, reader)
         label = f"{_READER_WORDS[reader]}, half-life {half_life_text(curve.half_life, last)}"

@@ -87,12 +87,12 @@ def score(
     confusion_KK = np.zeros((n_classes, n_classes), np.int64)
     np.add.at(confusion_KK, (truth_N, predicted_N), 1)
     resampled_SKK = _resample(truth_N * n_classes + predicted_N, situation_N, n_classes)
-    parts = [_auroc(truth_N == label, probability_NK[:, label]) for label in range(n_classes)]
+    auroc, class_auroc = area_intervals(truth_N, probability_NK, situation_N)
     return Scores(
         accuracy=_wilson(truth_N == predicted_N, situation_N),
         macro_f1=_percentiles(_macro_f1(confusion_KK[None])[0], _macro_f1(resampled_SKK)),
-        auroc=_normal_interval(*_mean_area(parts), situation_N),
-        class_auroc=tuple(_normal_interval(area, influence, situation_N) for area, influence in parts),
+        auroc=auroc,
+        class_auroc=class_auroc,
         log_loss=None if ranks_only else _log_loss(truth_N, probability_NK, situation_N),
         calibration_error=None if ranks_only else _calibration_error(truth_N, probability_NK, situation_N),
         confusion=tuple(tuple(int(cell) for cell in row) for row in confusion_KK),
@@ -166,7 +166,29 @@ def area_interval(
     truth_N: NDArray[np.int64], score_NK: NDArray[np.floating], groups_N: NDArray[np.int64] | None = None
 ) -> Interval:
     """The macro AUROC with its interval over situations."""
-    return _normal_interval(*macro_area(truth_N, score_NK), _numbered(groups_N, len(truth_N)))
+    return area_intervals(truth_N, score_NK, groups_N)[0]
+
+
+def area_intervals(
+    truth_N: NDArray[np.int64], score_NK: NDArray[np.floating], groups_N: NDArray[np.int64] | None = None
+) -> tuple[Interval, tuple[Interval, ...]]:
+    """The macro AUROC and that of each class, with intervals over situations; every class occurs."""
+    situation_N = _numbered(groups_N, len(truth_N))
+    parts = [_auroc(truth_N == label, score_NK[:, label]) for label in range(score_NK.shape[1])]
+    of_each = tuple(_normal_interval(area, influence_N, situation_N) for area, influence_N in parts)
+    return _normal_interval(*_mean_area(parts), situation_N), of_each
+
+
+def area_difference(
+    truth_N: NDArray[np.int64],
+    score_NK: NDArray[np.floating],
+    other_NK: NDArray[np.floating],
+    groups_N: NDArray[np.int64] | None = None,
+) -> Interval:
+    """The macro AUROC of some scores less that of others of the same examples, by their influences (DeLong et al. 1988)."""
+    (area, influence_N), (other, other_N) = macro_area(truth_N, score_NK), macro_area(truth_N, other_NK)
+    half = _NORMAL_95 * float(np.sqrt(_clustered_variance(influence_N - other_N, _numbered(groups_N, len(truth_N)))))
+    return Interval(area - other, area - other - half, area - other + half)
 
 
 def mean_over_shuffles(

@@ -7,7 +7,13 @@ import pyarrow.compute as pc
 
 from analyze import results
 from analyze.geometry import GeometryResult, measure_geometry
-from analyze.persistence import OFFSETS, PersistenceResult, continued_request, make_classifier, measure_persistence
+from analyze.persistence import (
+    PersistenceResult,
+    continued_request,
+    make_classifier,
+    measure_persistence,
+    replied_request,
+)
 from analyze.probes import DEFAULT, ProbeResult, ProbeSpec, probe_layers
 from analyze.projection import project
 from analyze.query import Run
@@ -20,7 +26,9 @@ from cluster.execution import Execution
 from cluster.launch import extract
 from cluster.mapping import mapper_of
 from extract.corpus import read_passages
+from extract.decoding import Decoding
 from extract.objects import LocalObjects
+from extract.request import Request
 from extract.sites import Site
 
 
@@ -41,20 +49,48 @@ def probe(
 
 
 def persistence(
-    run: Run, layer: int, passage_id: str, per_label: int, kind: str, location: str, execution: Execution | None = None
-) -> PersistenceResult:
-    """Continue a sample of a run's utterances with a neutral passage, probe along it and keep the result."""
+    run: Run,
+    layers: Sequence[int],
+    passage_id: str,
+    per_label: int,
+    kind: str,
+    location: str,
+    execution: Execution | None = None,
+) -> list[PersistenceResult]:
+    """Continue a sample of a run's utterances with a neutral passage, probe along it at some layers and keep the results."""
     make_classifier(kind)  # an unknown kind is refused before minutes of extraction
-    request = continued_request(run, layer, passage_text(passage_id), per_label)
+    return _along(run, continued_request(run, layers, passage_text(passage_id), per_label), kind, location, execution)
+
+
+def reply_persistence(
+    run: Run,
+    layers: Sequence[int],
+    decoding: Decoding,
+    template: str | None,
+    per_label: int,
+    kind: str,
+    location: str,
+    execution: Execution | None = None,
+) -> list[PersistenceResult]:
+    """Let the model reply to a sample of a run's utterances, probe along the replies at some layers and keep the results."""
+    make_classifier(kind)
+    return _along(run, replied_request(run, layers, decoding, per_label, template), kind, location, execution)
+
+
+def _along(run: Run, request: Request, kind: str, location: str, execution: Execution | None = None) -> list[PersistenceResult]:
     continued = Run(extract(request, location, execution))
-    for kept in results.persistence(run):
-        if (kept.continued_run_id, kept.layer, kept.kind) == (continued.run_id, layer, kind):
+    kept = {(each.continued_run_id, each.layer, each.kind): each for each in results.persistence(run)}
+    found = []
+    for layer in continued.layers:
+        if (continued.run_id, layer, kind) in kept:
             note(f"persistence at layer {layer} was kept with run {run.run_id}")
-            return kept
-    with mapper_of(execution) as mapper, progress("probing along the continuation", len(OFFSETS), "offsets") as advance:
-        result = measure_persistence(run, continued, layer, kind, advance, mapper)
-    results.save(run, result)
-    return result
+            found.append(kept[continued.run_id, layer, kind])
+            continue
+        n_offsets = len(continued.manifest.identity.offsets)
+        with mapper_of(execution) as mapper, progress(f"probing along layer {layer}", n_offsets, "offsets") as advance:
+            found.append(measure_persistence(run, continued, layer, kind, advance, mapper))
+        results.save(run, found[-1])
+    return found
 
 
 def geometry(run: Run, site: str, layers: Sequence[int], execution: Execution | None = None) -> GeometryResult:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaModel
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from extract.models import Model, find_model
 from extract.packages import BUILTIN
@@ -13,6 +13,8 @@ from tests.s3 import s3_server
 
 __all__ = ["s3_server"]
 
+WRITING_CONTEXT = 160
+"""Tokens that the model which replies reads at once."""
 _GOEMOTIONS = Path(__file__).resolve().parents[2] / "shared" / "data" / "goemotions"
 
 
@@ -40,6 +42,31 @@ def tiny_model(builtin_model: Model, tmp_path_factory: pytest.TempPathFactory) -
     )
     torch.manual_seed(0)
     LlamaModel(config).save_pretrained(directory)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(builtin_model.directory / name, directory / name)
+    return Model(str(directory), directory)
+
+
+@pytest.fixture(scope="session")
+def writing_model(builtin_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A Llama with a head and random weights that ends about every tenth token, and the built-in model's tokenizer."""
+    directory = tmp_path_factory.mktemp("models") / "writing"
+    directory.mkdir()
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=WRITING_CONTEXT,
+        initializer_range=0.3,
+        eos_token_id=list(range(2, 49152, 10)),
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    model.generation_config.repetition_penalty = 5.0  # of a model's own settings, only what ends a reply counts
+    model.save_pretrained(directory)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(builtin_model.directory / name, directory / name)
     return Model(str(directory), directory)

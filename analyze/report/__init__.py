@@ -15,8 +15,8 @@ from analyze.projection import Projection
 from analyze.query import Run
 from analyze.report import findings, pictures, provenance
 from analyze.report.limits import limits
-from analyze.report.page import Page
-from analyze.report.persistence import persistence_section
+from analyze.report.page import Page, Picture
+from analyze.report.persistence import persistence_sections
 from analyze.report.words import noun
 from extract import durable
 from extract.corpus import BUILTIN as BUILTIN_CORPUS
@@ -74,7 +74,7 @@ def _page(run: Run, probes: Sequence[ProbeResult], persistence: Sequence[Persist
         best_layers=findings.best_table(probes),
         every_layer=findings.layer_tables(probes),
         where=findings.where(probes),
-        persistence=tuple(persistence_section(result) for result in persistence),
+        persistence=persistence_sections(persistence, _layer_of_last(probes)),
         persistence_command=provenance.commands_to_measure_persistence(run),
         confusion=pictures.confusion(best),
         projection=pictures.projection(projection),
@@ -85,13 +85,22 @@ def _page(run: Run, probes: Sequence[ProbeResult], persistence: Sequence[Persist
     )
 
 
+def _layer_of_last(probes: Sequence[ProbeResult]) -> int:
+    """The best layer for `resid.last`, which persistence is measured at by default."""
+    return next((probe.best_layer for probe in probes if probe.site == "resid.last"), probes[0].best_layer)
+
+
 def _png_files(page: Page) -> dict[str, bytes]:
     """The pictures of a page by the names they have beside it."""
     return {
         "layer-map.png": page.layer_map.png,
         "confusion.png": page.confusion.png,
         "projection.png": page.projection.png,
-    } | {_persistence_file(index): section.picture.png for index, section in enumerate(page.persistence)}
+    } | {_persistence_file(index): picture.png for index, picture in enumerate(_persistence_pictures(page))}
+
+
+def _persistence_pictures(page: Page) -> list[Picture]:
+    return [picture for section in page.persistence for picture in section.pictures]
 
 
 def _persistence_file(index: int) -> str:

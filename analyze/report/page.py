@@ -53,10 +53,12 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class PersistenceSection:
-    """One persistence measurement on the page."""
+    """Persistence along one continuation, or along replies, on the page."""
 
-    picture: Picture
-    """Its curves."""
+    title: str
+    """What follows the utterances."""
+    pictures: tuple[Picture, ...]
+    """The curves of one layer and, where there are more, a map of all."""
     findings: tuple[str, ...]
     """What they say."""
     half_lives: Table

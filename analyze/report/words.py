@@ -47,6 +47,17 @@ def score(value: Interval) -> str:
     return f"{value.value:.2f} ({value.low:.2f}\N{EN DASH}{value.high:.2f})"
 
 
+def signed_score(value: Interval) -> str:
+    """A difference of AUROCs, or a height above chance: `+0.31 (0.25 to 0.37)`."""
+    return f"{value.value:+.2f} ({value.low:.2f} to {value.high:.2f})"
+
+
+def layers_of(layers: Iterable[int]) -> str:
+    """Ascending layers, one or more: `layer 3`, `layers 0 to 3 and 7`."""
+    chosen = list(layers)
+    return f"layer{'s' if len(chosen) > 1 else ''} {ranges(chosen)}"
+
+
 def ranges(layers: Sequence[int]) -> str:
     """Ascending layers, one or more: `0 to 3 and 7`."""
     runs: list[list[int]] = []

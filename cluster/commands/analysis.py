@@ -22,9 +22,11 @@ from cluster.commands.options import (
 )
 from cluster.console import Row, note, print_json, print_rows
 from cluster.execution import Execution
+from extract.decoding import Decoding
 
 if TYPE_CHECKING:  # what computes is imported by the commands that compute: it takes seconds to load
-    from analyze.persistence import Curve, PersistenceResult
+    from analyze.curves import Curve
+    from analyze.persistence import PersistenceResult
     from analyze.probes import ProbeResult
     from analyze.query import Run
     from analyze.scores import Interval
@@ -107,25 +109,41 @@ def predict(
 def persistence(
     store: StoreArgument,
     run: RunArgument,
-    layer: Annotated[int | None, typer.Option(help="Which layer; without it, the best for resid.last.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Which layers; without it, the best for resid.last.")] = None,
     passage: Annotated[str, typer.Option(help="Which built-in neutral passage to continue with.")] = DEFAULT_PASSAGE,
+    reply: Annotated[
+        int | None,
+        typer.Option(help="Let the model reply instead, in at most so many tokens, such as 512.", show_default=False),
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Of what is replied to, such as chat; without it, the run's own.", show_default=False)
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Of replies; 0 takes the likeliest tokens.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of replies.")] = 0,
     per_label: Annotated[int, typer.Option(min=5, help="Most utterances of each label.")] = DEFAULT_PER_LABEL,
     kind: KindOption = "linear",
     workers: WorkersOption = None,
     address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Force the same neutral continuation after every utterance and probe along it."""
+    """Force the same neutral continuation after every utterance, or let the model reply, and probe along it."""
     from analyze.query import open_store
     from cluster import pipeline
 
+    if reply is None and (template is not None or temperature or seed):
+        raise ValueError("--template, --temperature and --seed are of replies; add --reply TOKENS")
     opened = open_store(store).run(run)
     execution = Execution(workers, address)
-    chosen = layer if layer is not None else best_last_layer(opened, kind, execution)
-    result = pipeline.persistence(opened, chosen, passage, per_label, kind, store, execution)
-    if as_json:
-        print_json(asdict(result))
+    chosen = (best_last_layer(opened, kind, execution),) if layers is None else chosen_layers(opened, "resid.last", layers)
+    if reply is None:
+        measured = pipeline.persistence(opened, chosen, passage, per_label, kind, store, execution)
     else:
+        decoding = Decoding(reply, temperature, seed=seed)
+        measured = pipeline.reply_persistence(opened, chosen, decoding, template, per_label, kind, store, execution)
+    if as_json:
+        print_json([asdict(result) for result in measured])
+        return
+    for result in measured:
         print_persistence(result)
 
 
@@ -172,16 +190,24 @@ def print_probe(result: "ProbeResult") -> None:
 
 
 def print_persistence(result: "PersistenceResult") -> None:
-    """Print a table of emotions: scores along the continuation and half-lives."""
-    curves = [result.curve(emotion, reader) for reader in ("refit", "offset-0") for emotion in ("all", *result.emotions)]
+    """Print a table of readers and emotions: scores along what follows, half-lives and areas."""
+    shown = [("all", reader) for reader in result.readers]
+    shown += [(emotion, reader) for reader in ("refit", "offset-0") for emotion in result.emotions]
     rows: list[Row] = [
         {"reader": curve.reader, "emotion": curve.emotion}
         | {f"@{offset}": curve.auroc[index].value for index, offset in enumerate(result.offsets) if index % 2 == 0}
-        | {"half_life": half_life_text(curve, result.offsets[-1])}
-        for curve in curves
+        | {"area": curve.area.value, "half_life": half_life_text(curve, result.offsets[-1])}
+        for curve in (result.curve(emotion, reader) for emotion, reader in shown)
     ]
-    title = f"AUROC along the continuation, layer {result.layer}, {result.n_utterances:,} utterances, chance 0.5"
+    where = "the continuation" if result.decoding is None else "the model's own replies"
+    title = f"AUROC along {where}, layer {result.layer}, {result.n_utterances:,} utterances, chance 0.5"
     print_rows(title, rows, as_json=False)
+    if result.beyond_words is not None:
+        reached: list[Row] = [
+            {"offset": offset, "utterances": n, "refit_less_words_[95%]": _with_interval(beyond)}
+            for offset, n, beyond in zip(result.offsets, result.n_at, result.beyond_words, strict=True)
+        ]
+        print_rows("What the state tells beyond the reply's words", reached, as_json=False)
 
 
 def half_life_text(curve: "Curve", last_offset: int) -> str:

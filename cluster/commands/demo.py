@@ -36,7 +36,7 @@ def demo(
     run = Run(stored)
     probes = {site: pipeline.probe(run, site, run.layers_of(site)) for site in run.sites}
     layer = probes["resid.last"].best_layer
-    persistence = pipeline.persistence(run, layer, DEFAULT_PASSAGE, DEFAULT_PER_LABEL, "linear", location)
+    (persistence,) = pipeline.persistence(run, (layer,), DEFAULT_PASSAGE, DEFAULT_PER_LABEL, "linear", location)
     path = pipeline.report(run, directory / "report")
     note(f"done in {time.monotonic() - began:.0f} s")
     if as_json:

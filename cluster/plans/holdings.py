@@ -230,7 +230,7 @@ class Holdings:
         there = [kept for kept in results.persistence(opened) if (kept.layer, kept.kind) == (probe.best_layer, wanted.kind)]
         if not there:
             return None
-        request = continued_request(opened, probe.best_layer, passage_text(wanted.passage), wanted.per_label)
+        request = continued_request(opened, (probe.best_layer,), passage_text(wanted.passage), wanted.per_label)
         continued = Wanted(run.manifest.identity.weights, None, None, request, request.corpus.digest, {})
         fitting = {other.run_id for other in self.runs if continued.is_run(other.manifest)}
         return next((kept for kept in there if kept.continued_run_id in fitting), None)

@@ -121,7 +121,7 @@ def _measure_persistence(run: StoredRun, plan: PlanFile, execution: Execution | 
     wanted, opened = plan.analyses.persistence, Run(run)
     assert wanted is not None
     layer = pipeline.probe(opened, LAYER_SITE, run.layers(LAYER_SITE), ProbeSpec(wanted.kind), execution).best_layer
-    pipeline.persistence(opened, layer, wanted.passage, wanted.per_label, wanted.kind, plan.store, execution)
+    pipeline.persistence(opened, (layer,), wanted.passage, wanted.per_label, wanted.kind, plan.store, execution)
 
 
 def _compared(outcomes: Sequence[Outcome], plan: PlanFile) -> list[Outcome]:

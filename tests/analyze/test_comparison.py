@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from analyze.comparison import Comparison, Measured, compare, half_life
 from analyze.comparison_page import page, picture
-from analyze.persistence import HalfLife, PersistenceResult, measure_persistence
+from analyze.curves import HalfLife
+from analyze.persistence import PersistenceResult, measure_persistence
 from analyze.probes import probe_layers
 from analyze.query import Run
 from analyze.scores import Interval

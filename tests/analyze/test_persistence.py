@@ -10,8 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
+from analyze.curves import ALL_EMOTIONS, half_life
 from analyze.examples import labelled_examples
-from analyze.persistence import ALL_EMOTIONS, READERS, PersistenceResult, continued_request, half_life, measure_persistence
+from analyze.persistence import READERS, PersistenceResult, continued_request, measure_persistence
 from analyze.query import Run
 from extract.corpus import Corpus, read_corpus, read_passages
 from extract.models import Model
@@ -141,7 +142,7 @@ def test_a_label_within_one_pair_is_refused_by_name(plant: Plant) -> None:
 def test_a_label_called_all_is_refused_before_anything_is_extracted(plant: Plant) -> None:
     run = plant(np.zeros((1, 40, 2), np.float32), {"label": ["all", "fear"] * 20, "n_tokens": [1] * 40})
     with pytest.raises(ValueError, match=r"a label is called 'all', .*; rename it"):
-        continued_request(run, 0, "Some text.", 8)
+        continued_request(run, (0,), "Some text.", 8)
 
 
 def test_an_incomplete_continued_run_is_refused(plant: Plant) -> None:
@@ -162,7 +163,7 @@ def test_a_sample_that_is_granted_has_situations_enough_to_be_measured(plant: Pl
         "n_tokens": [1] * 40,
     }
     try:
-        table = continued_request(plant(np.zeros((1, 40, 1), np.float32), columns), 0, "Some text.", per_label).corpus.table
+        table = continued_request(plant(np.zeros((1, 40, 1), np.float32), columns), (0,), "Some text.", per_label).corpus.table
     except ValueError:
         return
     sample = {name: table[name].to_pylist() for name in ("label", "pair_id")}
@@ -188,19 +189,19 @@ def test_a_continued_request_takes_the_runs_own_texts_at_most_so_many_of_each_la
     run, _ = real
     texts = dict(zip(run.utterances()["utterance_id"].to_pylist(), run.utterances()["text"].to_pylist(), strict=True))
     for per_label in (5, 7, 12, 500):
-        request = continued_request(run, 2, "Some text.", per_label, (0, 2))
+        request = continued_request(run, (2,), "Some text.", per_label, (0, 2))
         table = request.corpus.table
         assert set(Counter(table["label"].to_pylist()).values()) == {min(per_label, 12)}
         sampled = dict(zip(table["utterance_id"].to_pylist(), table["text"].to_pylist(), strict=True))
         assert sampled.items() <= texts.items()
-        assert continued_request(run, 2, "Some text.", per_label, (0, 2)) == replace(request, corpus=request.corpus)
+        assert continued_request(run, (2,), "Some text.", per_label, (0, 2)) == replace(request, corpus=request.corpus)
         assert (request.sites, request.layers, request.offsets) == ("resid.offset", "2", (0, 2))
         assert (request.model, request.template) == (run.manifest.model, run.manifest.template)
 
 
 def test_a_smaller_sample_is_part_of_a_larger_one(real: tuple[Run, str]) -> None:
     small, large = (
-        set(continued_request(real[0], 2, "Some text.", per_label).corpus.table["utterance_id"].to_pylist())
+        set(continued_request(real[0], (2,), "Some text.", per_label).corpus.table["utterance_id"].to_pylist())
         for per_label in (5, 8)
     )
     assert small < large
@@ -209,14 +210,14 @@ def test_a_smaller_sample_is_part_of_a_larger_one(real: tuple[Run, str]) -> None
 @pytest.mark.parametrize("per_label", [-1, 0, 1, 4])
 def test_a_sample_of_fewer_than_five_of_each_label_is_refused(real: tuple[Run, str], per_label: int) -> None:
     with pytest.raises(ValueError, match=f"^{per_label} utterances of each label are too few; take 5 or more$"):
-        continued_request(real[0], 2, "Some text.", per_label)
+        continued_request(real[0], (2,), "Some text.", per_label)
 
 
 def test_a_real_run_is_continued_extracted_and_measured(real: tuple[Run, str]) -> None:
     run, location = real
     offsets = (0, 1, 4, 8)
     passage = read_passages()["text"][0].as_py()[:60]
-    plan = plan_run(continued_request(run, 2, passage, 8, offsets), location)
+    plan = plan_run(continued_request(run, (2,), passage, 8, offsets), location)
     extract_missing(plan)
     continued = Run(plan.run)
     result = measure_persistence(run, continued, 2)

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from analyze import plots
-from analyze.persistence import ALL_EMOTIONS, READERS, Curve, HalfLife, PersistenceResult
+from analyze.curves import ALL_EMOTIONS, Curve, HalfLife
+from analyze.persistence import READERS, PersistenceResult
 from analyze.probes import Control, LayerScores, ProbeResult, ProbeSpec
 from analyze.projection import Projection
 from analyze.query import Run
@@ -109,12 +110,14 @@ def new_persistence(emotions: tuple[str, ...] = EMOTIONS, offsets: tuple[int, ..
     half_lives = {
         "refit": HalfLife(None, 61.0, None, above_chance=True),
         "offset-0": HalfLife(48.7, 37.4, None, above_chance=True),
+        "offset-aware": HalfLife(None, 70.0, None, above_chance=True),
         "shuffled": HalfLife(None, None, None, above_chance=False),
     }
-    start = {"refit": 0.9, "offset-0": 0.88, "shuffled": 0.5}
-    slope = {"refit": 0.01, "offset-0": 0.07, "shuffled": 0.0}
+    start = {"refit": 0.9, "offset-0": 0.88, "offset-aware": 0.89, "shuffled": 0.5}
+    slope = {"refit": 0.01, "offset-0": 0.07, "offset-aware": 0.02, "shuffled": 0.0}
+    auroc = {reader: tuple(around(start[reader] - slope[reader] * i) for i in range(len(offsets))) for reader in READERS}
     curves = [
-        Curve(name, reader, tuple(around(start[reader] - slope[reader] * i) for i in range(len(offsets))), half_lives[reader])
+        Curve(name, reader, auroc[reader], around(start[reader] - 0.5), half_lives[reader])
         for reader in READERS
         for name in (ALL_EMOTIONS, *emotions)
     ]
@@ -127,7 +130,10 @@ def new_persistence(emotions: tuple[str, ...] = EMOTIONS, offsets: tuple[int, ..
         offsets=offsets,
         emotions=emotions,
         n_utterances=168,
+        n_at=(168,) * len(offsets),
         curves=tuple(curves),
+        beyond_words=None,
+        decoding=None,
     )
 
 
@@ -286,7 +292,7 @@ def test_other_label_sets_make_a_report(run: Run, tmp_path: Path, classes: tuple
     path = write_report(
         run,
         [new_probe(classes=classes)],
-        [new_persistence(classes), new_persistence(classes)],
+        [new_persistence(classes), replace(new_persistence(classes), continued_run_id="0123456789abcdef")],
         new_projection(classes),
         tmp_path,
     )

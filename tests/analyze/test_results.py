@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from analyze import results
+from analyze.curves import HalfLife
 from analyze.fitting import KINDS
-from analyze.persistence import HalfLife, PersistenceResult, measure_persistence
+from analyze.persistence import PersistenceResult, measure_persistence
 from analyze.probes import ProbeResult, ProbeSpec, probe_layers
 from analyze.query import Run
 from tests.analyze.conftest import Plant

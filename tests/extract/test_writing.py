@@ -1,6 +1,5 @@
 """Replies: against transformers one by one, whatever they are written beside, and as a part of a stored run."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from analyze.query import Run
 from extract.corpus import Corpus, read_corpus
@@ -23,34 +22,9 @@ from extract.run import extract_missing, plan_run
 from extract.tokens import Prompt
 from extract.verify import verify
 from extract.writing import ROWS_AT_ONCE, draw, plan_replies
+from tests.conftest import WRITING_CONTEXT
 
-CONTEXT = 160
 OFFSETS = (0, 1, 3, 8, 12)
-
-
-@pytest.fixture(scope="module")
-def writing_model(builtin_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """A Llama with a head and random weights that ends about every tenth token, and the built-in model's tokenizer."""
-    directory = tmp_path_factory.mktemp("models") / "writing"
-    directory.mkdir()
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        initializer_range=0.3,
-        eos_token_id=list(range(2, 49152, 10)),
-    )
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(config)
-    model.generation_config.repetition_penalty = 5.0  # of a model's own settings, only what ends a reply counts
-    model.save_pretrained(directory)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(builtin_model.directory / name, directory / name)
-    return Model(str(directory), directory)
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +218,10 @@ def test_impossible_settings_are_refused(decoding: Decoding, sentence: str) -> N
         ({"offsets": (0, 13)}, "replies of at most 12 tokens have no token at offset 13"),
         ({"offsets": (-1, 0)}, "replies of at most 12 tokens have no token at offset -1"),
         ({"offsets": ()}, "offset or reply sites and a grid of offsets go together"),
-        ({"reply": Decoding(CONTEXT - 5)}, r"30 of 30 texts are with 155 for their reply longer than the model's 160 tokens"),
+        (
+            {"reply": Decoding(WRITING_CONTEXT - 5)},
+            r"30 of 30 texts are with 155 for their reply longer than the model's 160 tokens",
+        ),
     ],
 )
 def test_a_request_that_cannot_be_is_refused_before_anything_is_written(

@@ -158,9 +158,9 @@ def test_persistence_is_missing_until_it_is_that_of_the_plan(workshop: Workshop)
     layer = pipeline.probe(run, "resid.last", run.layers, ProbeSpec("linear")).best_layer
     wanted = plan.analyses.persistence
     assert wanted is not None
-    pipeline.persistence(run, layer, wanted.passage, 6, wanted.kind, plan.store)
+    pipeline.persistence(run, (layer,), wanted.passage, 6, wanted.kind, plan.store)
     assert steps_of(plan) == [["persistence"]]
-    pipeline.persistence(run, layer, wanted.passage, 5, wanted.kind, plan.store)
+    pipeline.persistence(run, (layer,), wanted.passage, 5, wanted.kind, plan.store)
     assert steps_of(plan) == [[]]
 
 
