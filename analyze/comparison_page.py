@@ -8,14 +8,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from analyze.comparison import Change, Comparison, LayerPoint, RunProfile, SiteProfile, half_life
-from analyze.plots import WIDTH, png
+from analyze.drawing import FAINT, INK, WIDTH, png
 from analyze.report.words import score, share_cell
 
 PICTURE_FILE = "comparison.png"
 
 _DEPTHS = tuple(step / 10 for step in range(11))
 _LONGEST_TEMPLATE = 60
-_INK, _FAINT = "#222222", "#E4E4E4"
 _NEW_COLOUR = "#0B4F8A"
 _EARLIER_COLOURS = ("#D1600B", "#117733", "#882255", "#44AA99", "#7A6A00", "#6B6B6B")
 _STYLES = ("-", "--", ":", "-.")
@@ -89,19 +88,19 @@ def _draw(axes: Axes, profile: SiteProfile, index: int) -> Line2D:
     depths, accuracy = [point.depth for point in profile.layers], [point.accuracy for point in profile.layers]
     if new:
         axes.fill_between(depths, [a.low for a in accuracy], [a.high for a in accuracy], color=colour, alpha=0.16, lw=0)
-        axes.axhline(profile.chance, color=_INK, lw=0.9, ls=":")
+        axes.axhline(profile.chance, color=INK, lw=0.9, ls=":")
     axes.plot(profile.best.depth, profile.best.accuracy.value, "o", ms=8, mfc="white", mec=colour, mew=2, zorder=5)
     return axes.plot(depths, [a.value for a in accuracy], color=colour, ls=style, lw=2.4 if new else 1.3, zorder=4)[0]
 
 
 def _finish(axes: Axes, site: str) -> None:
-    axes.set_title(site, loc="left", fontsize=11, fontweight="bold", color=_INK)
-    axes.set_xlabel("share of the depth (0 = embedding output, 1 = last block)", fontsize=9, color=_INK)
+    axes.set_title(site, loc="left", fontsize=11, fontweight="bold", color=INK)
+    axes.set_xlabel("share of the depth (0 = embedding output, 1 = last block)", fontsize=9, color=INK)
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(0, 1.03)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.tick_params(colors=_INK, labelsize=9, length=0)
-    axes.grid(axis="y", color=_FAINT, lw=0.8)
+    axes.tick_params(colors=INK, labelsize=9, length=0)
+    axes.grid(axis="y", color=FAINT, lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -7,7 +7,6 @@ panel titles rather than beside the curves, where it would collide with them on 
 Shape suffixes: K classes, L layers.
 """
 
-import io
 import itertools
 from collections.abc import Sequence
 from typing import Literal
@@ -15,7 +14,6 @@ from typing import Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
-from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -23,9 +21,22 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.scale import SymmetricalLogTransform
 from matplotlib.ticker import PercentFormatter
-from numpy.typing import NDArray
 
 from analyze.curves import ALL_EMOTIONS, CHANCE, Curve, HalfLife
+from analyze.drawing import (
+    INK,
+    MUTED,
+    SERIES_COLOURS,
+    WIDTH,
+    clean,
+    draw_band,
+    edges,
+    finish_bar,
+    label_layers,
+    open_frame,
+    plain,
+    spaced,
+)
 from analyze.persistence import PersistenceResult
 from analyze.probes import ProbeResult
 from analyze.projection import Points, Projection
@@ -42,23 +53,16 @@ EMOTION_COLOURS = {
 }
 """One colour for each built-in label: Paul Tol's bright scheme, which the colour-blind can tell apart."""
 
-WIDTH = 10.0
-"""Inches of every figure; at DPI dots it is sharp where a page shows it 1,000 pixels wide."""
-DPI = 160
-
 _OTHER_COLOURS = ("#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499", "#777777")
 _TURNS = 16
 """Points of all classes are drawn in turns, so that no class lies on top of every other."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-_SITE_COLOURS = ("#0B4F8A", "#D1600B", "#117733", "#882255", "#44AA99", "#7A6A00")
-_INK, _MUTED, _FAINT = "#222222", "#6B6B6B", "#E4E4E4"
 _READER_WORDS = {
     "refit": "refit at each offset",
     "offset-0": "fitted at offset 0",
     "offset-aware": "one probe for all offsets",
     "words": "the reply's words",
 }
-_LONGEST_LABEL = 24
 
 
 def class_colours(classes: Sequence[str]) -> dict[str, str]:
@@ -72,13 +76,6 @@ def probe_names(probes: Sequence[ProbeResult]) -> list[str]:
     """What to call each probe: its site, with its kind where kinds differ."""
     several = len({probe.kind for probe in probes}) > 1
     return [f"{probe.site} ({probe.kind})" if several else probe.site for probe in probes]
-
-
-def png(figure: Figure) -> bytes:
-    """A figure as a PNG file."""
-    sink = io.BytesIO()
-    figure.savefig(sink, format="png", dpi=DPI, facecolor="white")
-    return sink.getvalue()
 
 
 def layer_map(probes: Sequence[ProbeResult], title: str) -> Figure:
@@ -96,10 +93,10 @@ def layer_map(probes: Sequence[ProbeResult], title: str) -> Figure:
     floor = CHANCE if lowest >= CHANCE - 0.1 else 0.0  # colours start lower only where something is well below chance
     norm = Normalize(floor, 1.0)
     mesh = [_draw_class_map(axes, probe, name, norm) for axes, probe, name in zip(maps, probes, names, strict=True)][-1]
-    _label_layers(maps[-1], sorted({entry.layer for probe in probes for entry in probe.layers}))
+    label_layers(maps[-1], sorted({entry.layer for probe in probes for entry in probe.layers}))
     extend = "min" if lowest < floor else "neither"
-    _finish_bar(figure.colorbar(mesh, ax=maps, fraction=0.025, pad=0.012, extend=extend), "AUROC")
-    figure.suptitle(_plain(title, 90), x=0.012, ha="left", fontsize=13, fontweight="bold", color=_INK)
+    finish_bar(figure.colorbar(mesh, ax=maps, fraction=0.025, pad=0.012, extend=extend), "AUROC")
+    figure.suptitle(plain(title, 90), x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
     return figure
 
 
@@ -126,7 +123,7 @@ def persistence_curves(result: PersistenceResult) -> Figure:
     handles, labels = whole.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=10, handlelength=2.6)
     after = "utterance's last token" if result.decoding is None else "prompt's last token"
-    whole.set_xlabel(f"tokens after the {after}", fontsize=10, color=_INK)
+    whole.set_xlabel(f"tokens after the {after}", fontsize=10, color=INK)
     return figure
 
 
@@ -142,15 +139,15 @@ def persistence_map(results: Sequence[PersistenceResult]) -> Figure:
     for axes, reader in ((left, "refit"), (right, "offset-0")):
         area_LO = np.array([_values(result.curve(ALL_EMOTIONS, reader).auroc) for result in results])
         mesh = axes.pcolormesh(
-            np.arange(len(offsets) + 1), _edges(layers), area_LO, cmap="viridis", norm=Normalize(CHANCE, 1.0), linewidth=0
+            np.arange(len(offsets) + 1), edges(layers), area_LO, cmap="viridis", norm=Normalize(CHANCE, 1.0), linewidth=0
         )
         axes.set_xticks(np.arange(len(offsets)) + 0.5, [str(offset) for offset in offsets])
-        axes.set_title(_READER_WORDS[reader], loc="left", fontsize=11, color=_INK)
-        axes.set_xlabel("token offset", fontsize=10, color=_INK)
-        axes.tick_params(length=0, labelsize=9, colors=_INK)
+        axes.set_title(_READER_WORDS[reader], loc="left", fontsize=11, color=INK)
+        axes.set_xlabel("token offset", fontsize=10, color=INK)
+        axes.tick_params(length=0, labelsize=9, colors=INK)
         axes.spines[:].set_visible(False)
-    left.set_ylabel("layer", fontsize=10, color=_INK)
-    _finish_bar(figure.colorbar(mesh, ax=[left, right], fraction=0.025, pad=0.012, extend="min"), "AUROC, mean over labels")
+    left.set_ylabel("layer", fontsize=10, color=INK)
+    finish_bar(figure.colorbar(mesh, ax=[left, right], fraction=0.025, pad=0.012, extend="min"), "AUROC, mean over labels")
     return figure
 
 
@@ -166,19 +163,19 @@ def confusion_matrix(result: ProbeResult) -> Figure:
     for (row, column), count in np.ndenumerate(count_KK):
         if not count and n_classes > 12:
             continue
-        colour = "white" if share_KK[row, column] > 0.55 else (_INK if count else "#B5B5B5")
+        colour = "white" if share_KK[row, column] > 0.55 else (INK if count else "#B5B5B5")
         axes.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=10 if n_classes <= 12 else 6)
-    labels = [_plain(name) for name in result.classes]
+    labels = [plain(name) for name in result.classes]
     sizes = [f"{label} ({count:,})" for label, count in zip(labels, count_KK.sum(axis=1), strict=True)]
     axes.set_xticks(range(n_classes), labels, rotation=35, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(n_classes), sizes)
     axes.set_xlabel("named by the probe", fontsize=10)
     axes.set_ylabel("true label (utterances)", fontsize=10)
-    axes.set_title(f"{_plain(result.site)}, layer {result.best_layer}", loc="left", fontsize=12, fontweight="bold", color=_INK)
+    axes.set_title(f"{plain(result.site)}, layer {result.best_layer}", loc="left", fontsize=12, fontweight="bold", color=INK)
     axes.tick_params(length=0, labelsize=10)
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, format=PercentFormatter(1, decimals=0))
-    _finish_bar(bar, "share of the true label")
+    finish_bar(bar, "share of the true label")
     return figure
 
 
@@ -190,12 +187,12 @@ def projection(result: Projection) -> Figure:
     _draw_points(right, result, result.probabilities, result.probabilities_variance, "Class probabilities of the probe")
     colours = class_colours(result.classes)
     handles = [
-        Line2D([], [], linestyle="", marker=_marker(index), color=colours[name], markersize=6, label=_plain(name))
+        Line2D([], [], linestyle="", marker=_marker(index), color=colours[name], markersize=6, label=plain(name))
         for index, name in enumerate(result.classes)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 7), frameon=False, fontsize=10)
     figure.suptitle(
-        f"Test utterances, {_plain(result.site)}, layer {result.layer}", x=0.012, ha="left", fontsize=13, fontweight="bold"
+        f"Test utterances, {plain(result.site)}, layer {result.layer}", x=0.012, ha="left", fontsize=13, fontweight="bold"
     )
     return figure
 
@@ -214,34 +211,29 @@ def token_count(value: float) -> str:
 
 def _draw_accuracy(axes: Axes, probes: Sequence[ProbeResult], names: Sequence[str]) -> None:
     for index, (probe, name) in enumerate(zip(probes, names, strict=True)):
-        colour = _SITE_COLOURS[index % len(_SITE_COLOURS)]
+        colour = SERIES_COLOURS[index % len(SERIES_COLOURS)]
         layers = [entry.layer for entry in probe.layers]
         accuracy, control = [entry.test.accuracy for entry in probe.layers], [entry.control.accuracy for entry in probe.layers]
         best = probe.best.test.accuracy.value
-        label = f"{_plain(name, 40)}, best layer {probe.best_layer}: {best:.0%}"
-        _draw_band(axes, layers, accuracy, colour)
+        label = f"{plain(name, 40)}, best layer {probe.best_layer}: {best:.0%}"
+        draw_band(axes, layers, accuracy, colour)
         axes.plot(layers, _values(accuracy), color=colour, lw=2, marker="o", ms=2.5, label=label, zorder=4)
         axes.plot(probe.best_layer, best, marker="o", ms=9, mfc="white", mec=colour, mew=2.2, ls="", zorder=5)
         axes.plot(layers, _values(control), color=colour, lw=1, ls=(0, (4, 2)), alpha=0.6, zorder=2)
     ring = "best layer, chosen without the test utterances"
-    axes.plot([], [], marker="o", ms=8, mfc="white", mec=_MUTED, mew=2, ls="", label=ring)
-    axes.plot([], [], color=_MUTED, lw=1, ls=(0, (4, 2)), label="fitted to shuffled labels")
+    axes.plot([], [], marker="o", ms=8, mfc="white", mec=MUTED, mew=2, ls="", label=ring)
+    axes.plot([], [], color=MUTED, lw=1, ls=(0, (4, 2)), label="fitted to shuffled labels")
     chance = probes[0].chance
-    axes.axhline(chance, color=_INK, lw=0.9, ls=":", zorder=1, label=f"chance, {chance:.0%}")
+    axes.axhline(chance, color=INK, lw=0.9, ls=":", zorder=1, label=f"chance, {chance:.0%}")
     axes.set_ylim(0, 1)
     axes.set_yticks(np.arange(0, 1.01, 0.2))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_ylabel("accuracy on unseen\nutterances, 95% band", fontsize=10, color=_INK)
+    axes.set_ylabel("accuracy on unseen\nutterances, 95% band", fontsize=10, color=INK)
     axes.legend(
         loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=2, frameon=False, fontsize=10, borderaxespad=0.2, columnspacing=2.0
     )
-    _clean(axes)
+    clean(axes)
     axes.tick_params(axis="x", labelbottom=False)
-
-
-def _draw_band(axes: Axes, x: Sequence[float], points: Sequence[Interval], colour: str, alpha: float = 0.16) -> None:
-    lows, highs = [point.low for point in points], [point.high for point in points]
-    axes.fill_between(x, lows, highs, color=colour, alpha=alpha, lw=0, zorder=1)
 
 
 def _values(points: Sequence[Interval]) -> list[float]:
@@ -250,48 +242,25 @@ def _values(points: Sequence[Interval]) -> list[float]:
 
 def _draw_class_map(axes: Axes, probe: ProbeResult, name: str, norm: Normalize) -> QuadMesh:
     layers = [entry.layer for entry in probe.layers]
-    edges, n_classes = _edges(layers), len(probe.classes)
+    edge, n_classes = edges(layers), len(probe.classes)
     area_KL = np.array([[area.value for area in entry.test.class_auroc] for entry in probe.layers]).T
-    mesh = axes.pcolormesh(edges, np.arange(n_classes + 1), area_KL, cmap="viridis", norm=norm, linewidth=0)
+    mesh = axes.pcolormesh(edge, np.arange(n_classes + 1), area_KL, cmap="viridis", norm=norm, linewidth=0)
     best = layers.index(probe.best_layer)
-    outline = Rectangle((edges[best], 0), edges[best + 1] - edges[best], n_classes, fill=False, clip_on=False, zorder=5)
-    outline.set(edgecolor=_INK, linewidth=2)
+    outline = Rectangle((edge[best], 0), edge[best + 1] - edge[best], n_classes, fill=False, clip_on=False, zorder=5)
+    outline.set(edgecolor=INK, linewidth=2)
     axes.add_patch(outline)
     axes.set_ylim(n_classes, 0)
-    axes.set_yticks(np.arange(n_classes) + 0.5, [_plain(label) for label in probe.classes])
-    axes.tick_params(length=0, labelsize=9, colors=_INK)
+    axes.set_yticks(np.arange(n_classes) + 0.5, [plain(label) for label in probe.classes])
+    axes.tick_params(length=0, labelsize=9, colors=INK)
     axes.spines[:].set_visible(False)
     axes.set_title(
-        f"{_plain(name, 40)}: AUROC of each label against the rest (outlined: best layer, {probe.best_layer})",
+        f"{plain(name, 40)}: AUROC of each label against the rest (outlined: best layer, {probe.best_layer})",
         loc="left",
         fontsize=10,
-        color=_INK,
+        color=INK,
         pad=4,
     )
     return mesh
-
-
-def _edges(layers: Sequence[int]) -> NDArray[np.float64]:
-    """Where the cells of ascending layers begin and end: halfway between neighbours."""
-    middles = [(low + high) / 2 for low, high in itertools.pairwise(layers)]
-    return np.array([layers[0] - 0.5, *middles, layers[-1] + 0.5])
-
-
-def _label_layers(axes: Axes, layers: Sequence[int]) -> None:
-    span = max(layers[-1] - layers[0], 1)
-    ticks = _spaced([float(layer) for layer in layers], span / 18)
-    axes.set_xlim(layers[0] - 0.5, layers[-1] + 0.5)
-    axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
-    axes.set_xlabel("layer (0 = embedding output)", fontsize=10, color=_INK)
-
-
-def _spaced(positions: Sequence[float], gap: float) -> list[float]:
-    """Positions from both ends' point of view: the first, the last, and those between that keep their distance."""
-    kept = [positions[0]]
-    for position in positions[1:-1]:
-        if position - kept[-1] >= gap and positions[-1] - position >= gap:
-            kept.append(position)
-    return kept + ([positions[-1]] if len(positions) > 1 else [])
 
 
 def _lowest(result: PersistenceResult) -> float:
@@ -311,14 +280,14 @@ def _draw_readers(axes: Axes, result: PersistenceResult) -> None:
     for reader, (colour, style, width) in styles.items():
         curve = result.curve(ALL_EMOTIONS, reader)
         label = f"{_READER_WORDS[reader]}, half-life {half_life_text(curve.half_life, last)}"
-        _draw_band(axes, result.offsets, curve.auroc, colour)
+        draw_band(axes, result.offsets, curve.auroc, colour)
         axes.plot(result.offsets, _values(curve.auroc), color=colour, ls=style, lw=width, marker="o", ms=3, label=label)
         _mark_half_life(axes, curve, last, colour)
     shuffled = result.curve(ALL_EMOTIONS, "shuffled")
-    _draw_band(axes, result.offsets, shuffled.auroc, _MUTED, alpha=0.2)
-    axes.plot(result.offsets, _values(shuffled.auroc), color=_MUTED, lw=1.2, ls="-.", label="fitted to shuffled labels")
-    axes.set_title("Mean over labels", loc="left", fontsize=12, fontweight="bold", color=_INK, pad=8)
-    axes.set_ylabel("AUROC, one label against the rest", fontsize=10, color=_INK)
+    draw_band(axes, result.offsets, shuffled.auroc, MUTED, alpha=0.2)
+    axes.plot(result.offsets, _values(shuffled.auroc), color=MUTED, lw=1.2, ls="-.", label="fitted to shuffled labels")
+    axes.set_title("Mean over labels", loc="left", fontsize=12, fontweight="bold", color=INK, pad=8)
+    axes.set_ylabel("AUROC, one label against the rest", fontsize=10, color=INK)
 
 
 def _mark_half_life(axes: Axes, curve: Curve, last: int, colour: str) -> None:
@@ -328,19 +297,19 @@ def _mark_half_life(axes: Axes, curve: Curve, last: int, colour: str) -> None:
     level = CHANCE + (curve.auroc[0].value - CHANCE) / 2
     low = half_life.tokens if half_life.low is None else half_life.low
     high = last if half_life.high is None else half_life.high
-    axes.plot([low, high], [level, level], color=_INK, lw=1.2, zorder=6)
+    axes.plot([low, high], [level, level], color=INK, lw=1.2, zorder=6)
     axes.plot(half_life.tokens, level, marker="D", ms=7, mfc="white", mec=colour, mew=2, ls="", zorder=7)
 
 
 def _draw_emotion(axes: Axes, result: PersistenceResult, emotion: str, colour: str) -> None:
     last = result.offsets[-1]
     refit, fixed = (result.curve(emotion, reader) for reader in ("refit", "offset-0"))
-    _draw_band(axes, result.offsets, refit.auroc, colour, alpha=0.2)
+    draw_band(axes, result.offsets, refit.auroc, colour, alpha=0.2)
     axes.plot(result.offsets, _values(refit.auroc), color=colour, lw=2)
     axes.plot(result.offsets, _values(fixed.auroc), color=_darker(colour), lw=1.2, ls="--")
-    axes.set_title(f"{_plain(emotion, 16)}\n", loc="left", fontsize=10, fontweight="bold", color=_INK, pad=3)
+    axes.set_title(f"{plain(emotion, 16)}\n", loc="left", fontsize=10, fontweight="bold", color=INK, pad=3)
     halves = f"half-life {half_life_text(refit.half_life, last)}, dashed {half_life_text(fixed.half_life, last)}"
-    axes.text(0, 1.03, halves, transform=axes.transAxes, fontsize=7.5, color=_MUTED, va="bottom")
+    axes.text(0, 1.03, halves, transform=axes.transAxes, fontsize=7.5, color=MUTED, va="bottom")
 
 
 def _darker(colour: str) -> tuple[float, float, float]:
@@ -349,19 +318,19 @@ def _darker(colour: str) -> tuple[float, float, float]:
 
 
 def _finish_offsets(axes: Axes, offsets: Sequence[int], low: float, roomy: bool) -> None:
-    axes.axhline(CHANCE, color=_INK, lw=0.9, ls=":", zorder=1)
+    axes.axhline(CHANCE, color=INK, lw=0.9, ls=":", zorder=1)
     axes.set_xscale("symlog", linthresh=1, linscale=0.6)
     positions_O = np.asarray(SymmetricalLogTransform(10, 1, 0.6).transform_non_affine(np.array(offsets, float)))
     offset_at = dict(zip(positions_O.tolist(), offsets, strict=True))
     gap = float(positions_O[-1] - positions_O[0]) / (10 if roomy else 5)
-    ticks = [offset_at[position] for position in _spaced(list(offset_at), gap)]
+    ticks = [offset_at[position] for position in spaced(list(offset_at), gap)]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.set_xlim(offsets[0] - 0.12, offsets[-1] * 1.12)
     axes.set_ylim(low, 1.0)
     axes.set_yticks(np.arange(low, 1.01, 0.1 if roomy else 0.2))
     axes.yaxis.set_major_formatter("{x:.1f}")
-    _clean(axes)
+    clean(axes)
     axes.tick_params(labelsize=9 if roomy else 8)
 
 
@@ -375,39 +344,13 @@ def _draw_points(axes: Axes, result: Projection, points: Points, variance: tuple
         axes.scatter(
             chosen[:, 0], chosen[:, 1], s=size, marker=_marker(index), color=colours[name], alpha=0.8, edgecolor="white", lw=0.3
         )
-    axes.set_title(title, loc="left", fontsize=11, color=_INK)
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
     axes.set_xlabel(f"first axis, {variance[0]:.0%} of the variance", fontsize=10)
     axes.set_ylabel(f"second axis, {variance[1]:.0%}", fontsize=10)
     axes.set_xticks([])
     axes.set_yticks([])
-    _open_frame(axes)
+    open_frame(axes)
 
 
 def _marker(index: int) -> str:
     return _MARKERS[index % len(_MARKERS)]
-
-
-def _clean(axes: Axes) -> None:
-    _open_frame(axes)
-    axes.tick_params(colors=_INK, labelsize=9, length=0)
-    axes.grid(axis="y", color=_FAINT, lw=0.8)
-    axes.set_axisbelow(True)
-
-
-def _open_frame(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#BBBBBB")
-
-
-def _finish_bar(bar: Colorbar, label: str) -> None:
-    bar.set_label(label, color=_MUTED, fontsize=9)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=9, colors=_MUTED, length=0)
-
-
-def _plain(text: str, longest: int = _LONGEST_LABEL) -> str:
-    """Text that matplotlib draws as it stands: no mathematics between dollars, one line, not hidden by a leading underscore."""
-    printable = "".join(letter if letter.isprintable() else " " for letter in text)
-    short = printable if len(printable) <= longest else f"{printable[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
-    shown = short.replace("$", r"\$")
-    return f"\N{HAIR SPACE}{shown}" if shown.startswith("_") else shown

@@ -71,6 +71,12 @@ def by_values(run: Run, column: str) -> list[Source]:
     return [Source(f"{column}={value}", run, f"CAST({_quoted(column)} AS VARCHAR) = '{_escaped(value)}'") for value in values]
 
 
+def in_words(source: str) -> str:
+    """A source of `by_values` for people: `with keyword` for `keyword=true`; any other as it is."""
+    column, _, value = source.rpartition("=")
+    return {"true": f"with {column}", "false": f"without {column}"}.get(value, source) if column else source
+
+
 @dataclass(frozen=True, slots=True)
 class TransferCell:
     """A probe of one source on the test utterances of another, at one layer."""

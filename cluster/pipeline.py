@@ -18,6 +18,7 @@ from analyze.probes import DEFAULT, ProbeResult, ProbeSpec, probe_layers
 from analyze.projection import project
 from analyze.query import Run
 from analyze.report import write_report
+from analyze.report.evidence import Evidence
 from analyze.report.findings import headline_probe
 from analyze.saved import load_probes, save_probes
 from analyze.transfer import Source, TransferResult, measure_transfer
@@ -125,7 +126,12 @@ def report(run: Run, directory: Path) -> Path:
     best = headline_probe(full)
     _, probes = load_probes(run, best.site, [entry.layer for entry in best.layers], best.spec)
     projection = project(run, best.site, best.best_layer, probes[best.best_layer])
-    return write_report(run, full, results.persistence(run), projection, directory)
+    geometries: dict[str, GeometryResult] = {}
+    for kept in sorted(results.geometries(run), key=lambda kept: len(kept.layers)):
+        geometries[kept.site] = kept  # of several that with the most layers
+    transfers = [kept for kept in results.transfers(run) if set(kept.run_ids) == {run.run_id}]
+    evidence = Evidence(full, projection, results.persistence(run), list(geometries.values()), transfers)
+    return write_report(run, evidence, directory)
 
 
 def report_directory(run: Run) -> Path:

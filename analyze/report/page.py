@@ -52,17 +52,27 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True)
-class PersistenceSection:
-    """Persistence along one continuation, or along replies, on the page."""
+class Section:
+    """One measurement on the page."""
 
     title: str
-    """What follows the utterances."""
+    """What was measured."""
     pictures: tuple[Picture, ...]
-    """The curves of one layer and, where there are more, a map of all."""
+    """May be empty."""
     findings: tuple[str, ...]
-    """What they say."""
-    half_lives: Table
+    """What it says, controls beside it."""
+    tables: tuple[Table, ...]
     """The same in numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One of the three questions, in a sentence or two."""
+
+    question: str
+    """The question."""
+    answer: str
+    """What the results say to it, or how to measure it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +85,8 @@ class Page:
     """The result in one sentence or two."""
     lead: tuple[str, ...]
     """What a reader needs beside the headline."""
+    answers: tuple[Answer, ...]
+    """Where, how, and for how long."""
     layer_map: Picture
     """Accuracy and AUROC by layer."""
     best_layers: Table
@@ -83,10 +95,16 @@ class Page:
     """All layers, one table for each probe."""
     where: tuple[str, ...]
     """Onset, best layer and layer 0 in words."""
-    persistence: tuple[PersistenceSection, ...]
+    how: tuple[Section, ...]
+    """The geometry of the headline's site; empty where it was not measured."""
+    how_command: str
+    """How to measure it."""
+    persistence: tuple[Section, ...]
     """Empty where it was not measured."""
     persistence_command: str
     """How to measure it."""
+    contrasts: tuple[Section, ...]
+    """Transfer between conditions of the run, such as with the keyword and without; may be empty."""
     confusion: Picture
     """What is taken for what."""
     projection: Picture

@@ -5,15 +5,15 @@ A half-life that was not reached is told as a lower bound, never as a value; a r
 
 from collections.abc import Sequence
 
-from analyze import plots
+from analyze import drawing, plots
 from analyze.curves import ALL_EMOTIONS, CHANCE, HalfLife
 from analyze.persistence import WORDS, PersistenceResult
-from analyze.report.page import PersistenceSection, Picture, Table
+from analyze.report.page import Picture, Section, Table
 from analyze.report.words import layers_of, score, signed_score
 from analyze.scores import Interval
 
 
-def persistence_sections(persistence: Sequence[PersistenceResult], best_layer: int) -> tuple[PersistenceSection, ...]:
+def persistence_sections(persistence: Sequence[PersistenceResult], best_layer: int) -> tuple[Section, ...]:
     """Everything the page says about persistence: forced continuations first, then replies.
 
     Args:
@@ -33,12 +33,12 @@ def leaks(result: PersistenceResult) -> list[int]:
     return [offset for offset, point in zip(result.offsets, words, strict=True) if point.low > CHANCE]
 
 
-def _section(results: Sequence[PersistenceResult], best_layer: int) -> PersistenceSection:
+def _section(results: Sequence[PersistenceResult], best_layer: int) -> Section:
     by_layer = {result.layer: result for result in sorted(results, key=lambda result: result.layer)}
     shown = by_layer.get(best_layer, list(by_layer.values())[len(by_layer) // 2])
     pictures = (_picture(shown), *([_map(list(by_layer.values()))] if len(by_layer) > 1 else []))
     title = "The same neutral text after every utterance" if shown.decoding is None else "The model's own replies"
-    return PersistenceSection(title, pictures, (*_findings(shown), *_reply_findings(shown)), _half_life_table(shown))
+    return Section(title, pictures, (*_findings(shown), *_reply_findings(shown)), (_half_life_table(shown),))
 
 
 def half_life_words(half_life: HalfLife, last_offset: int) -> str:
@@ -61,7 +61,7 @@ def _picture(result: PersistenceResult) -> Picture:
         readers = "Dashed: the probe fitted at the prompt's last token."
         more = " Dotted: a bag of the reply's words so far. Thin: one probe for all offsets."
     return Picture(
-        png=plots.png(plots.persistence_curves(result)),
+        png=drawing.png(plots.persistence_curves(result)),
         alternative=f"AUROC against token offset, from 0 to {last}, for the mean over labels and for each label.",
         caption=(
             f"{what}; every score is of utterances the probe was not fitted on, with 95% bands. Solid: a probe fitted at that "
@@ -73,7 +73,7 @@ def _picture(result: PersistenceResult) -> Picture:
 
 def _map(results: Sequence[PersistenceResult]) -> Picture:
     return Picture(
-        png=plots.png(plots.persistence_map(results)),
+        png=drawing.png(plots.persistence_map(results)),
         alternative="Mean AUROC of the refit probe and of the probe of offset 0, by layer and token offset.",
         caption=(
             f"Mean AUROC over labels at {layers_of(result.layer for result in results)}, n = {results[0].n_utterances:,} "

@@ -6,7 +6,7 @@ persistence measurement is made with its section.
 
 from collections.abc import Sequence
 
-from analyze import plots
+from analyze import drawing, plots
 from analyze.probes import ProbeResult
 from analyze.projection import Projection
 from analyze.report.page import Picture
@@ -17,7 +17,7 @@ def layer_map(best: ProbeResult, probes: Sequence[ProbeResult]) -> Picture:
     """Accuracy and AUROC of every probe by layer."""
     what = "an emotion" if noun(best.classes) == "emotion" else "a label"
     return Picture(
-        png=plots.png(plots.layer_map(probes, f"Where {what} can be read: a probe on every layer")),
+        png=drawing.png(plots.layer_map(probes, f"Where {what} can be read: a probe on every layer")),
         alternative=f"Accuracy and AUROC of probes against layer. {best.site} is best at layer {best.best_layer}.",
         caption=(
             f"Top: accuracy on {best.n_test:,} test utterances with 95% intervals over situations; dashed, the same probes "
@@ -30,7 +30,7 @@ def layer_map(best: ProbeResult, probes: Sequence[ProbeResult]) -> Picture:
 def confusion(best: ProbeResult) -> Picture:
     """What the probe takes for what at its best layer."""
     return Picture(
-        png=plots.png(plots.confusion_matrix(best)),
+        png=drawing.png(plots.confusion_matrix(best)),
         alternative=f"Confusion matrix of {best.site} at layer {best.best_layer}.",
         caption=f"Test utterances by true label (rows) and by the label the probe names. {_worst_mistake(best)}",
         width=min(760, 300 + 62 * max(len(best.classes), 4)),
@@ -40,7 +40,7 @@ def confusion(best: ProbeResult) -> Picture:
 def projection(result: Projection) -> Picture:
     """Test utterances in the plane."""
     return Picture(
-        png=plots.png(plots.projection(result)),
+        png=drawing.png(plots.projection(result)),
         alternative=f"Two projections of the test utterances of {result.site} at layer {result.layer}.",
         caption=(
             f"{result.site}, layer {result.layer}, test utterances only. Left: principal components of the standardised "

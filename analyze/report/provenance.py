@@ -9,11 +9,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from analyze.geometry import GeometryResult
 from analyze.persistence import PersistenceResult
 from analyze.probes import ProbeResult
 from analyze.query import Run, open_store
+from analyze.report.evidence import Evidence
 from analyze.report.page import Fact, Table
 from analyze.report.words import ranges
+from analyze.transfer import TransferResult
 from extract.corpus import read_passages
 from extract.documents import Receipt
 from extract.request import DEFAULT_DATE
@@ -29,6 +32,8 @@ class Continuation:
     """The built-in passage it is, if it is one."""
     per_label: int
     """Utterances of the commonest label."""
+    template: str
+    """What made its prompts."""
 
 
 Measured = Sequence[tuple[PersistenceResult, Continuation | None]]
@@ -83,19 +88,21 @@ def work(receipts: Sequence[Receipt]) -> Table:
     )
 
 
-def commands(run: Run, probes: Sequence[ProbeResult], measured: Measured) -> tuple[str, ...]:
+def commands(run: Run, evidence: Evidence, measured: Measured) -> tuple[str, ...]:
     """The commands that make the run, its results and its report again."""
     return (
         _extract_command(run),
-        *(_probe_command(run, probe) for probe in probes),
-        *(_persistence_command(run, result, continuation) for result, continuation in measured),
+        *(_probe_command(run, probe) for probe in evidence.probes),
+        *(_geometry_command(run, result) for result in evidence.geometries),
+        *(_transfer_command(run, result) for result in evidence.transfers),
+        *dict.fromkeys(_persistence_command(run, measured, index) for index in range(len(measured))),
         _command("report", run),
     )
 
 
-def commands_to_measure_persistence(run: Run) -> str:
-    """What to type for a report with persistence, a line for each command."""
-    return "\n".join(_command(name, run) for name in ("persistence", "report"))
+def commands_to_measure(run: Run, name: str, *options: str) -> str:
+    """What to type for a report with an analysis, a line for each command."""
+    return "\n".join((_command(name, run, *options), _command("report", run)))
 
 
 def _continuation(run: Run, continued_run_id: str) -> Continuation | None:
@@ -107,13 +114,16 @@ def _continuation(run: Run, continued_run_id: str) -> Continuation | None:
     passages = read_passages().to_pylist()
     passage_id = next((str(passage["passage_id"]) for passage in passages if passage["text"].strip() == text), None)
     labels = Counter(label for label in continued.utterances()["label"].to_pylist() if label)
-    return Continuation(text, passage_id, max(labels.values()))
+    return Continuation(text, passage_id, max(labels.values()), continued.manifest.template)
 
 
 def _continuation_words(result: PersistenceResult, continuation: Continuation | None) -> str:
     measured = f"run {result.continued_run_id}, layer {result.layer}, {result.n_utterances:,} utterances"
     if continuation is None:
         return f"{measured}; text not in this store"
+    if result.decoding is not None:
+        drawn = f"temperature {result.decoding.temperature:g}" if result.decoding.temperature else "the likeliest tokens"
+        return f"{measured}; the model's own replies, at most {result.decoding.max_tokens:,} tokens, {drawn}"
     name = f"passage {continuation.passage_id}, " if continuation.passage_id else ""
     text = " ".join(continuation.text.split())[:90]
     return f"{measured}; {name}\N{LEFT DOUBLE QUOTATION MARK}{text}\N{HORIZONTAL ELLIPSIS}\N{RIGHT DOUBLE QUOTATION MARK}"
@@ -151,10 +161,33 @@ def _probe_command(run: Run, probe: ProbeResult) -> str:
     return _command("probe", run, "--site", probe.site, "--kind", probe.kind, *chosen)
 
 
-def _persistence_command(run: Run, result: PersistenceResult, continuation: Continuation | None) -> str:
-    command = _command("persistence", run, "--layer", str(result.layer), "--kind", result.kind)
+def _geometry_command(run: Run, result: GeometryResult) -> str:
+    layers = tuple(entry.layer for entry in result.layers)
+    chosen = () if layers == run.layers_of(result.site) else ("--layers", _list(layers))
+    return _command("geometry", run, "--site", result.site, *chosen)
+
+
+def _transfer_command(run: Run, result: TransferResult) -> str:
+    column = result.sources[0].partition("=")[0]
+    return _command("transfer", run, "--by", column, "--site", result.site, "--kind", result.spec.kind)
+
+
+def _persistence_command(run: Run, measured: Measured, index: int) -> str:
+    """One command for all layers of a continuation."""
+    result, continuation = measured[index]
+    together = sorted(
+        other.layer for other, _ in measured if (other.continued_run_id, other.kind) == (result.continued_run_id, result.kind)
+    )
+    command = _command("persistence", run, "--layers", _list(together), "--kind", result.kind)
     if continuation is None:
         return f"{command}  # what run {result.continued_run_id} was continued with is not in this store"
+    if result.decoding is not None:
+        drawn = ["--reply", str(result.decoding.max_tokens), "--per-label", str(continuation.per_label)]
+        if continuation.template != run.manifest.template:
+            drawn += ["--template", continuation.template]
+        if result.decoding.temperature:
+            drawn += ["--temperature", f"{result.decoding.temperature:g}", "--seed", str(result.decoding.seed)]
+        return f"{command} {shlex.join(drawn)}"
     if continuation.passage_id is None:
         return f"{command}  # run {result.continued_run_id} was continued with a text that is no built-in passage"
     return f"{command} {shlex.join(('--passage', continuation.passage_id, '--per-label', str(continuation.per_label)))}"
@@ -184,6 +217,11 @@ def _extract_command(run: Run) -> str:
     command += ["--attention", identity.attention]
     if identity.truncate:
         command.append("--truncate")
+    if identity.offsets:
+        command += ["--offsets", _list(identity.offsets)]
+    if identity.reply is not None:
+        command += ["--reply", str(identity.reply.max_tokens), "--temperature", f"{identity.reply.temperature:g}"]
+        command += ["--top-p", f"{identity.reply.top_p:g}", "--seed", str(identity.reply.seed)]
     command += ["--rows-per-shard", str(manifest.rows_per_shard), "--token-budget", str(manifest.token_budget)]
     return shlex.join(command)
 

@@ -22,6 +22,8 @@ def demo(
 ) -> None:
     """From text to a map of emotion by layer: the built-in model on the built-in corpus."""
     from analyze.query import Run
+    from analyze.report import findings
+    from analyze.transfer import by_values
     from cluster import pipeline
     from cluster.launch import extract
     from extract.verify import verify
@@ -37,6 +39,9 @@ def demo(
     probes = {site: pipeline.probe(run, site, run.layers_of(site)) for site in run.sites}
     layer = probes["resid.last"].best_layer
     (persistence,) = pipeline.persistence(run, (layer,), DEFAULT_PASSAGE, DEFAULT_PER_LABEL, "linear", location)
+    site = findings.headline_probe(list(probes.values())).site
+    pipeline.geometry(run, site, run.layers_of(site))
+    pipeline.transfer(by_values(run, "keyword"), site, run.layers_of(site))
     path = pipeline.report(run, directory / "report")
     note(f"done in {time.monotonic() - began:.0f} s")
     if as_json:

@@ -7,24 +7,29 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
 from analyze import plots
 from analyze.curves import ALL_EMOTIONS, Curve, HalfLife
+from analyze.geometry import GeometryResult, measure_geometry
 from analyze.persistence import READERS, PersistenceResult
 from analyze.probes import Control, LayerScores, ProbeResult, ProbeSpec
 from analyze.projection import Projection
 from analyze.query import Run
-from analyze.report import write_report
+from analyze.report import write_report as write_evidence
+from analyze.report.evidence import Evidence
 from analyze.report.findings import first_readable, headline
 from analyze.report.persistence import half_life_words
 from analyze.scores import Interval, Scores
+from analyze.transfer import TransferResult, by_values, measure_transfer
 from tests.analyze.conftest import Plant
 
 EMOTIONS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 HOSTILE = "<script>alert('$x_1$')</script>\"&\n_"
-PICTURES = ("layer-map.png", "persistence.png", "confusion.png", "projection.png")
+PICTURES = ("layer-map.png", "persistence.png", "confusion.png", "projection.png", "how.png", "contrast.png")
+TABLES = ("probes", "persistence", "geometry", "transfer")
 
 
 class Elements(HTMLParser):
@@ -42,6 +47,18 @@ class Elements(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+def write_report(
+    run: Run,
+    probes: Sequence[ProbeResult],
+    persistence: Sequence[PersistenceResult],
+    projection: Projection,
+    directory: Path,
+    geometries: Sequence[GeometryResult] = (),
+    transfers: Sequence[TransferResult] = (),
+) -> Path:
+    return write_evidence(run, Evidence(probes, projection, persistence, geometries, transfers), directory)
 
 
 def around(value: float, half: float = 0.04) -> Interval:
@@ -151,10 +168,34 @@ def run(plant: Plant) -> Run:
 
 
 @pytest.fixture(scope="module")
-def full(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report with two sites and persistence."""
+def told_twice(plant: Plant) -> Run:
+    """A run of seven emotions, each told with its keyword and without; what tells them apart lies in layers 2 and 3."""
+    rng, truth = np.random.default_rng(0), np.arange(560) // 2 % 7
+    states = rng.standard_normal((4, 560, 10)) + np.array([0, 0, 2, 2])[:, None, None] * np.eye(7, 10)[truth]
+    columns: dict[str, Sequence[object]] = {
+        "label": [EMOTIONS[label] for label in truth],
+        "keyword": [index % 2 == 0 for index in range(560)],
+        "pair_id": [str(index // 2) for index in range(560)],
+    }
+    return plant(states.astype(np.float32), columns)
+
+
+@pytest.fixture(scope="module")
+def geometry(told_twice: Run) -> GeometryResult:
+    return measure_geometry(told_twice, "resid.last", told_twice.layers)
+
+
+@pytest.fixture(scope="module")
+def transfer(told_twice: Run) -> TransferResult:
+    return measure_transfer(by_values(told_twice, "keyword"), "resid.last", told_twice.layers)
+
+
+@pytest.fixture(scope="module")
+def full(run: Run, geometry: GeometryResult, transfer: TransferResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with two sites and everything that can be measured."""
     probes = [new_probe(), new_probe("resid.mean", accuracies=(0.5, 0.6, 0.7, 0.74), best_layer=3)]
-    return write_report(run, probes, [new_persistence()], new_projection(), tmp_path_factory.mktemp("report") / "new" / "deep")
+    directory = tmp_path_factory.mktemp("report") / "new" / "deep"
+    return write_report(run, probes, [new_persistence()], new_projection(), directory, [geometry], [transfer])
 
 
 def text_of(path: Path) -> str:
@@ -175,7 +216,56 @@ def test_pictures_are_embedded_and_lie_beside_the_page(full: Path) -> None:
     images = [attributes for tag, attributes in Elements(full.read_text()).tags if tag == "img"]
     assert len(images) == len(PICTURES)
     assert all((attributes["src"] or "").startswith("data:image/png;base64,") and attributes["alt"] for attributes in images)
-    assert {path.name for path in full.parent.iterdir()} == {"report.html", *PICTURES}
+    assert {path.name for path in full.parent.iterdir()} == {"report.html", "tables", *PICTURES}
+
+
+def test_tables_hold_the_numbers_of_the_page_a_row_for_each_interval(
+    full: Path, geometry: GeometryResult, transfer: TransferResult
+) -> None:
+    found = {path.stem: pyarrow.parquet.read_table(path) for path in (full.parent / "tables").iterdir()}
+    assert set(found) == set(TABLES)
+    best = {"site": "resid.last", "layer": 2, "metric": "accuracy", "label": None}
+    (row,) = [row for row in found["probes"].to_pylist() if best.items() <= row.items()]
+    assert Interval(row["value"], row["low"], row["high"]) == new_probe().best.test.accuracy
+    at_end = {"reader": "refit", "label": "all", "offset": 400, "metric": "auroc"}
+    (point,) = [row["value"] for row in found["persistence"].to_pylist() if at_end.items() <= row.items()]
+    assert point == new_persistence().curve(ALL_EMOTIONS, "refit").auroc[-1].value
+    between = {row["layer"]: row["value"] for row in found["geometry"].to_pylist() if row["metric"] == "between"}
+    assert between == {entry.layer: entry.between.value for entry in geometry.layers}
+    losses = [row["value"] for row in found["transfer"].to_pylist() if row["metric"] == "loss"]
+    assert losses == [cell.loss.value for cell in transfer.cells]
+
+
+def test_the_three_questions_are_answered_at_the_top(full: Path) -> None:
+    text = text_of(full)
+    top = text[: text.index("Layer by layer")]
+    for question in ("How does it lay the emotions out?", "Where can the emotion be read?", "For how long does the emotion"):
+        assert question in top
+    assert "of the variance of standardised states lies between the labels, more than in 99.8% of 500 permutations" in top
+    assert "After 400 tokens of the same neutral text" in top
+
+
+def test_what_was_not_measured_is_said_to_be_so_with_the_command_that_does_it(run: Run, tmp_path: Path) -> None:
+    text = text_of(write_report(run, [new_probe()], [], new_projection(), tmp_path))
+    assert text.count("Not measured for this run; how to is told below.") == 2
+    assert f"affectome geometry {run.stored.store_location} {run.run_id} --site resid.last" in text
+    assert "What carries over" not in text
+    assert not (tmp_path / "how.png").exists()
+    assert {path.stem for path in (tmp_path / "tables").iterdir()} == {"probes"}
+
+
+def test_what_carries_over_says_both_questions_of_both_directions(full: Path) -> None:
+    text = text_of(full)
+    assert "the probe trained without keyword names" in text
+    assert "the probe trained with keyword names" in text
+    assert text.count("Whether there is an emotion:") == 2
+
+
+def test_a_report_of_less_removes_the_pictures_and_tables_of_more(run: Run, geometry: GeometryResult, tmp_path: Path) -> None:
+    write_report(run, [new_probe()], [new_persistence()], new_projection(), tmp_path, [geometry])
+    write_report(run, [new_probe()], [], new_projection(), tmp_path)
+    left = {path.name for path in tmp_path.rglob("*.*")}
+    assert left == {"report.html", "layer-map.png", "confusion.png", "projection.png", "probes.parquet"}
 
 
 @pytest.mark.parametrize("name", PICTURES)

@@ -1,0 +1,109 @@
+"""The numbers of a report as Parquet: one long table for each analysis, an interval a row.
+
+Wide tables, a column for each score, were rejected: whoever joins several runs wants rows that stack.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import pyarrow as pa
+
+from analyze.geometry import GeometryResult
+from analyze.persistence import PersistenceResult
+from analyze.probes import ProbeResult
+from analyze.scores import Interval
+from analyze.transfer import TransferResult
+
+Row = dict[str, str | int | float | None]
+
+
+def probe_table(probes: Iterable[ProbeResult]) -> pa.Table:
+    """run_id, site, kind, layer, metric, label (null for all), value, low, high, chance, n."""
+    return pa.Table.from_pylist([row for probe in probes for row in _probe_rows(probe)])
+
+
+def persistence_table(persistence: Iterable[PersistenceResult]) -> pa.Table:
+    """run_id, continued_run_id, site, layer, kind, reader, label, offset (null for all), metric, value, low, high, n."""
+    return pa.Table.from_pylist([row for result in persistence for row in _persistence_rows(result)])
+
+
+def geometry_table(geometries: Iterable[GeometryResult]) -> pa.Table:
+    """run_id, site, layer, metric, label, other (null where there is none), value, low, high, p_value, n."""
+    return pa.Table.from_pylist([row for result in geometries for row in _geometry_rows(result)])
+
+
+def transfer_table(transfers: Iterable[TransferResult]) -> pa.Table:
+    """run_id, site, kind, layer, train, test, metric, value, low, high, n."""
+    return pa.Table.from_pylist([row for result in transfers for row in _transfer_rows(result)])
+
+
+def _span(interval: Interval | None) -> Row:
+    if interval is None:
+        return {"value": None, "low": None, "high": None}
+    return {"value": interval.value, "low": interval.low, "high": interval.high}
+
+
+def _probe_rows(probe: ProbeResult) -> Iterator[Row]:
+    base: Row = {"run_id": probe.run_id, "site": probe.site, "kind": probe.kind}
+    for entry in probe.layers:
+        scores: Sequence[tuple[str, str | None, Interval | None]] = (
+            ("accuracy", None, entry.test.accuracy),
+            ("macro_f1", None, entry.test.macro_f1),
+            ("auroc", None, entry.test.auroc),
+            *(("auroc", label, area) for label, area in zip(probe.classes, entry.test.class_auroc, strict=True)),
+            ("log_loss", None, entry.test.log_loss),
+            ("calibration_error", None, entry.test.calibration_error),
+            ("shuffled_accuracy", None, entry.control.accuracy),
+            ("shuffled_auroc", None, entry.control.auroc),
+            ("control_task_accuracy", None, entry.task),
+            ("selectivity", None, entry.selectivity),
+            ("affect_auroc", None, None if entry.affect is None else entry.affect.auroc),
+        )
+        for metric, label, interval in scores:
+            more: Row = {"chance": probe.chance, "n": probe.n_test}
+            yield base | {"layer": entry.layer, "metric": metric, "label": label} | _span(interval) | more
+
+
+def _persistence_rows(result: PersistenceResult) -> Iterator[Row]:
+    base: Row = {
+        "run_id": result.run_id,
+        "continued_run_id": result.continued_run_id,
+        "site": result.site,
+        "layer": result.layer,
+        "kind": result.kind,
+    }
+    for curve in result.curves:
+        own: Row = base | {"reader": curve.reader, "label": curve.emotion}
+        for offset, n, point in zip(result.offsets, result.n_at, curve.auroc, strict=True):
+            yield own | {"offset": offset, "metric": "auroc"} | _span(point) | {"n": n}
+        whole: Row = {"offset": None, "n": result.n_utterances}
+        yield own | {"metric": "mean_above_chance"} | _span(curve.area) | whole
+        life = curve.half_life
+        yield own | {"metric": "half_life_tokens", "value": life.tokens, "low": life.low, "high": life.high} | whole
+    for offset, n, beyond in zip(result.offsets, result.n_at, result.beyond_words or (), strict=False):
+        yield base | {"reader": "refit", "label": "all", "offset": offset, "metric": "beyond_words"} | _span(beyond) | {"n": n}
+
+
+def _geometry_rows(result: GeometryResult) -> Iterator[Row]:
+    for entry in result.layers:
+        base: Row = {"run_id": result.run_id, "site": result.site, "layer": entry.layer, "n": result.n_utterances}
+        alone: Row = {"label": None, "other": None, "p_value": None}
+        yield base | alone | {"metric": "between", "p_value": entry.p_value} | _span(entry.between)
+        yield base | alone | {"metric": "silhouette"} | _span(entry.silhouette)
+        if entry.grouping is not None:
+            yield base | alone | {"metric": "paper_pairs"} | _span(entry.grouping.contrast)
+        for one, row in zip(result.classes, entry.cosines, strict=True):
+            for other, cosine in zip(result.classes, row, strict=True):
+                pair: Row = {"label": one, "other": other, "value": cosine, "low": None, "high": None}
+                yield base | alone | {"metric": "cosine"} | pair
+
+
+def _transfer_rows(result: TransferResult) -> Iterator[Row]:
+    n_test = dict(zip(result.sources, result.n_test, strict=True))
+    run_of = dict(zip(result.sources, result.run_ids, strict=True))
+    for cell in result.cells:
+        base: Row = {"run_id": run_of[cell.train], "site": result.site, "kind": result.spec.kind, "layer": cell.layer}
+        base |= {"train": cell.train, "test": cell.test, "n": n_test[cell.test]}
+        yield base | {"metric": "accuracy"} | _span(cell.accuracy)
+        yield base | {"metric": "auroc"} | _span(cell.auroc)
+        yield base | {"metric": "loss"} | _span(cell.loss)
+        yield base | {"metric": "affect_auroc"} | _span(cell.affect_auroc)
