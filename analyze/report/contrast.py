@@ -90,17 +90,8 @@ def _table(result: TransferResult) -> Table:
         for test in result.sources:
             cell = result.cell(layer, train, test)
             affect = [] if cell.affect_auroc is None else [score(cell.affect_auroc)]
-            rows.append(
-                (
-                    in_words(train),
-                    str(layer),
-                    in_words(test),
-                    share_cell(cell.accuracy),
-                    score(cell.auroc),
-                    signed_share_cell(cell.loss),
-                    *affect,
-                )
-            )
+            where = in_words(train), str(layer), in_words(test)
+            rows.append((*where, share_cell(cell.accuracy), score(cell.auroc), signed_share_cell(cell.loss), *affect))
     header = ("trained on", "layer", "tested on", "accuracy", "AUROC", "less than its own, points")
     with_affect = result.cells[0].affect_auroc is not None
     return Table("At each one's best layer", (*header, *(["emotion or neutral: AUROC"] if with_affect else [])), tuple(rows))
