@@ -12,6 +12,7 @@ import typer
 
 from cluster.commands.analysis import persistence, predict, probe, report
 from cluster.commands.bench import bench
+from cluster.commands.comparison import compare
 from cluster.commands.corpora import corpora
 from cluster.commands.demo import demo
 from cluster.commands.extraction import extract, gc, runs, verify_runs
@@ -55,6 +56,7 @@ app.command()(predict)
 app.command()(persistence)
 app.command()(geometry)
 app.command()(transfer)
+app.command()(compare)
 app.command()(report)
 app.command()(refresh)
 app.command()(schedule)

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow.compute as pc
 
 from analyze import results
-from analyze.geometry import GeometryResult, measure_geometry
+from analyze.comparing import Similarity, shared_sites, write_comparison
+from analyze.comparison import Measured, compare
+from analyze.geometry import GeometryResult, compare_models, measure_geometry
 from analyze.persistence import (
     PersistenceResult,
     continued_request,
@@ -114,6 +117,40 @@ def transfer(
         result = measure_transfer(sources, site, layers, spec, advance, mapper)
     results.save(sources[0].run, result)
     return result
+
+
+def compare_runs(runs: Sequence[Run], kind: str, directory: Path, execution: Execution | None = None) -> Path:
+    """Set the first run beside the others, with what was kept of each; probes that are missing are made first.
+
+    Raises:
+        ValueError: the runs are of different utterances or labels, or share no site.
+    """
+    sites = shared_sites(runs)
+    measured = [_measured(run, sites, kind, execution) for run in runs]
+    scored = {(probe.classes, probe.n_train, probe.n_test) for each in measured for probe in each.probes}
+    if len(scored) > 1:
+        raise ValueError("the runs' utterances carry different labels or splits, so their probes cannot be compared")
+    comparison = compare(measured[0], sorted(measured[1:], key=lambda each: each.run.manifest.created))
+    by_id = {run.run_id: run for run in runs}
+    with mapper_of(execution) as mapper:
+        similarities = [
+            Similarity(
+                site,
+                profile,
+                runs[0].layers_of(site),
+                by_id[profile.run_id].layers_of(site),
+                np.array(compare_models(runs[0], by_id[profile.run_id], site, mapper)),
+            )
+            for site in sites
+            for profile in comparison.earlier
+        ]
+    return write_comparison(comparison, similarities, runs[0], directory)
+
+
+def _measured(run: Run, sites: Sequence[str], kind: str, execution: Execution | None) -> Measured:
+    probes = tuple(probe(run, site, run.layers_of(site), ProbeSpec(kind), execution) for site in sites)
+    forced = [kept for kept in results.persistence(run) if kept.decoding is None and kept.kind == kind]
+    return Measured(run, probes, forced[0] if forced else None)
 
 
 def report(run: Run, directory: Path) -> Path:
