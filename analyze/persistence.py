@@ -16,19 +16,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from analyze.examples import FEWEST_SITUATIONS, SEED, Examples, folds, labelled_examples
-from analyze.extracting import same_way
+from analyze.examples import SEED, Examples, folds, labelled_examples
+from analyze.extracting import same_way, stratified_sample
 from analyze.mapping import Mapper, ignore, in_threads
 from analyze.query import Run
 from analyze.scores import Interval, score
-from extract.corpus import Corpus
-from extract.identity import sha256_hex
 from extract.request import Request
 
 OFFSETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 400)
@@ -113,14 +110,10 @@ def continued_request(run: Run, layer: int, passage: str, per_label: int, offset
     Raises:
         ValueError: the run has no usable labels.
     """
-    if per_label < FEWEST_SITUATIONS:
-        raise ValueError(f"{per_label} utterances of each label are too few; take {FEWEST_SITUATIONS} or more")
     examples = labelled_examples(run)
     if ALL_EMOTIONS in examples.classes:
         raise ValueError(f"a label is called {ALL_EMOTIONS!r}, which persistence calls the mean over labels; rename it")
-    table = run.utterances()
-    chosen = [int(row) for label in examples.classes for row in _sample(examples, table, label)[:per_label]]
-    corpus = Corpus(f"{run.run_id} sample", table.drop_columns(["row", "n_tokens"])).take(sorted(chosen))
+    corpus = stratified_sample(run, examples, per_label)
     return same_way(run, corpus, "resid.offset", str(layer), f"\n\n{passage}", offsets)
 
 
@@ -200,17 +193,6 @@ def read_probabilities(probe: Any, hidden_ND: NDArray[Any], n_classes: int) -> N
     probability_NK = np.zeros((len(hidden_ND), n_classes))
     probability_NK[:, probe.classes_] = probe.predict_proba(hidden_ND)
     return probability_NK
-
-
-def _sample(examples: Examples, table: pa.Table, label: str) -> NDArray[np.int64]:
-    """The rows of a label in an order that depends on their ids alone, first one of every situation, then the rest."""
-    mine = examples.labels == label
-    rows, groups = examples.rows[mine], examples.groups[mine]
-    digests = [sha256_hex(name.encode()) for name in table["utterance_id"].take(pa.array(rows)).to_pylist()]
-    order = np.argsort(digests)
-    first_of_each = np.sort(np.unique(groups[order], return_index=True)[1])
-    ranked: NDArray[np.int64] = rows[np.concatenate([order[first_of_each], np.delete(order, first_of_each)])]
-    return ranked
 
 
 def _out_of_fold(
