@@ -212,7 +212,9 @@ def _squared_distance(
     product_SD = (np.square(change_SD) - changes_SD) / (np.square(size_S1) - sizes_S1)
     variance_SD = square_SD / size_S1 - np.square(spread_SD / size_S1)
     unbiased = (n_situations - 3) / n_situations  # one over a sample's variance is too large by this where features are normal
-    squared_S: Floats = unbiased * (product_SD / variance_SD).mean(axis=1)
+    varies_SD = variance_SD > _NOISE  # a feature may vary through a single situation, and that one be left out
+    ratio_SD = np.divide(product_SD, variance_SD, out=np.zeros_like(product_SD), where=varies_SD)
+    squared_S: Floats = unbiased * ratio_SD.mean(axis=1)
     return squared_S
 
 

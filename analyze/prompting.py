@@ -213,8 +213,8 @@ def measure_prompting(
     Args:
         run: the run that was sampled: the bag of words learns from the rest of it.
         prompted: the runs of the plan's requests, in order.
-        on_done: called with the number of layers done, as they are done; each counts as many times as `n_steps` says.
-        mapper: where that is done; the numbers are the same everywhere.
+        on_done: called with the number of steps done, of `n_steps`.
+        mapper: where they are done; the numbers are the same everywhere.
 
     Raises:
         ValueError: a run is not complete.
@@ -254,7 +254,7 @@ def measure_prompting(
 
 
 def n_steps(layers: Sequence[int]) -> int:
-    """How many things `measure_prompting` does at these layers."""
+    """How many steps `measure_prompting` takes: one for each site and layer."""
     return len(layers) * len((*SITES, _ALONG))
 
 

@@ -99,7 +99,7 @@ def prompting(
         if (kept.conditions, kept.run_ids) == (plan.conditions, tuple(each.run_id for each in prompted)):
             note(f"the effects of these system prompts were kept with run {run.run_id}")
             return kept
-    with mapper_of(execution) as mapper, progress("comparing system prompts", n_steps(layers), "layers") as advance:
+    with mapper_of(execution) as mapper, progress("comparing system prompts", n_steps(layers), "steps") as advance:
         result = measure_prompting(run, plan, prompted, advance, mapper)
     results.save(run, result)
     return result

@@ -66,10 +66,10 @@ def print_prompting(result: "PromptingResult") -> None:
             "system_prompt": reading.condition,
             "own_probe": _text(reading.accuracy),
             "auroc": _text(reading.auroc),
-            f"own_less_{first}'s_own": _around(reading.change),
+            f"own_less_{first}'s_own": "" if reading.condition == first else _around(reading.change),
             f"{first}'s_probe": _text(reading.first_accuracy),
             "its_auroc": _text(reading.first_auroc),
-            "own_less_that": _around(reading.loss),
+            "own_less_that": "" if reading.condition == first else _around(reading.loss),
         }
         for reading in result.readings
     ]

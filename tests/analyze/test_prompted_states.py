@@ -80,6 +80,14 @@ def test_states_that_do_not_vary_have_no_distance_and_states_that_stay_have_none
     assert displacement(same_ND, start_ND, same_ND, groups_N) == (None, None)
 
 
+def test_a_feature_that_varies_in_one_situation_alone_leaves_numbers_finite() -> None:
+    start_ND, end_ND, groups_N = drawn(np.random.default_rng(0), np.ones(WIDTH))
+    start_ND[:, 0] = groups_N == 7
+    end_ND[:, 0] = 1 + start_ND[:, 0]
+    distance, _ = found(start_ND, end_ND, groups_N)
+    assert 0 <= distance.low <= distance.value <= distance.high < np.inf
+
+
 def emotional(rng: np.random.Generator, n_rows: int = 210) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
     """Three emotions along the first three features; pairs of rows tell one situation."""
     groups_N = np.arange(n_rows) // 2

@@ -1,9 +1,9 @@
 """System prompts: what is asked for, what the chat template makes of it, and a real, tiny model from end to end."""
 
-import pickle
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +157,7 @@ def through_pickle(
     function: Callable[[Item], Mapped], items: Sequence[Item], on_done: Callable[[int], None] = ignore
 ) -> list[Mapped]:
     """What a mapper in another process does."""
-    copied = pickle.loads(pickle.dumps(function))  # noqa: S301
+    copied = ForkingPickler.loads(ForkingPickler.dumps(function))
     done = [copied(item) for item in reversed(items)]
     on_done(len(done))
     return done[::-1]
