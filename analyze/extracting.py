@@ -3,8 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from analyze.examples import FEWEST_SITUATIONS, Examples
 from analyze.query import Run
 from extract.corpus import Corpus
+from extract.identity import sha256_hex
 from extract.request import Request
 
 
@@ -31,3 +37,31 @@ def same_way(run: Run, corpus: Corpus, sites: str, layers: str, **other: Any) ->
         truncate=identity.truncate,
     )
     return replace(same, **other)
+
+
+def stratified_sample(run: Run, examples: Examples, per_label: int) -> Corpus:
+    """Some of the run's utterances, chosen by their ids alone, so that a smaller sample is part of a larger one.
+
+    Args:
+        examples: the run's.
+        per_label: most utterances of each label, of as many situations as there are.
+
+    Raises:
+        ValueError: those are too few for an analysis.
+    """
+    if per_label < FEWEST_SITUATIONS:
+        raise ValueError(f"{per_label} utterances of each label are too few; take {FEWEST_SITUATIONS} or more")
+    table = run.utterances()
+    chosen = [int(row) for label in examples.classes for row in _ranked(examples, table, label)[:per_label]]
+    return Corpus(f"{run.run_id} sample", table.drop_columns(["row", "n_tokens"])).take(sorted(chosen))
+
+
+def _ranked(examples: Examples, table: pa.Table, label: str) -> NDArray[np.int64]:
+    """The rows of a label in an order that depends on their ids alone, first one of every situation, then the rest."""
+    mine = examples.labels == label
+    rows, groups = examples.rows[mine], examples.groups[mine]
+    digests = [sha256_hex(name.encode()) for name in table["utterance_id"].take(pa.array(rows)).to_pylist()]
+    order = np.argsort(digests)
+    first_of_each = np.sort(np.unique(groups[order], return_index=True)[1])
+    ranked: NDArray[np.int64] = rows[np.concatenate([order[first_of_each], np.delete(order, first_of_each)])]
+    return ranked

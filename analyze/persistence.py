@@ -32,14 +32,13 @@ from sklearn.preprocessing import StandardScaler
 
 from analyze.curves import ALL_EMOTIONS, Curve, curves_of
 from analyze.examples import FEWEST_SITUATIONS, SEED, Examples, Fold, folds, labelled_examples
-from analyze.extracting import same_way
+from analyze.extracting import same_way, stratified_sample
 from analyze.mapping import Mapper, ignore, in_threads
 from analyze.moments import Floats
 from analyze.query import Run
 from analyze.scores import Interval, area_difference
 from extract.corpus import Corpus
 from extract.decoding import Decoding
-from extract.identity import sha256_hex
 from extract.request import Request
 
 OFFSETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 400)
@@ -135,19 +134,15 @@ def replied_request(
 
 
 def sample(run: Run, per_label: int) -> Corpus:
-    """A stratified sample of a run's labelled utterances, of as many situations as there are; a smaller one is part of it.
+    """A stratified sample of a run's labelled utterances.
 
     Raises:
         ValueError: the run has no usable labels, or so few of each are asked for that nothing can be measured.
     """
-    if per_label < FEWEST_SITUATIONS:
-        raise ValueError(f"{per_label} utterances of each label are too few; take {FEWEST_SITUATIONS} or more")
     examples = labelled_examples(run)
     if ALL_EMOTIONS in examples.classes:
         raise ValueError(f"a label is called {ALL_EMOTIONS!r}, which persistence calls the mean over labels; rename it")
-    table = run.utterances()
-    chosen = [int(row) for label in examples.classes for row in _ranked(examples, table, label)[:per_label]]
-    return Corpus(f"{run.run_id} sample", table.drop_columns(["row", "n_tokens"])).take(sorted(chosen))
+    return stratified_sample(run, examples, per_label)
 
 
 def measure_persistence(
@@ -322,17 +317,6 @@ def _present(examples: Examples, offsets: Sequence[int], replies: list[list[int]
             f"{FEWEST_SITUATIONS} situations of each label; take more utterances or another template"
         )
     return present_NO[:, :n_offsets]
-
-
-def _ranked(examples: Examples, table: pa.Table, label: str) -> NDArray[np.int64]:
-    """The rows of a label in an order that depends on their ids alone, first one of every situation, then the rest."""
-    mine = examples.labels == label
-    rows, groups = examples.rows[mine], examples.groups[mine]
-    digests = [sha256_hex(name.encode()) for name in table["utterance_id"].take(pa.array(rows)).to_pylist()]
-    order = np.argsort(digests)
-    first_of_each = np.sort(np.unique(groups[order], return_index=True)[1])
-    ranked: NDArray[np.int64] = rows[np.concatenate([order[first_of_each], np.delete(order, first_of_each)])]
-    return ranked
 
 
 def _as_they_are(tokens: list[int]) -> list[int]:

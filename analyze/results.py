@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from analyze.geometry import GeometryResult
 from analyze.persistence import PersistenceResult
 from analyze.probes import ProbeResult, ProbeSpec
+from analyze.prompting import PromptingResult
 from analyze.query import Run
 from analyze.transfer import TransferResult
 from extract.documents import now
@@ -39,12 +40,13 @@ class Kept(Generic[_Result]):
     """The numbers."""
 
 
-Result = ProbeResult | PersistenceResult | GeometryResult | TransferResult
+Result = ProbeResult | PersistenceResult | GeometryResult | TransferResult | PromptingResult
 
 _PROBE: TypeAdapter[Kept[ProbeResult]] = TypeAdapter(Kept[ProbeResult])
 _PERSISTENCE: TypeAdapter[Kept[PersistenceResult]] = TypeAdapter(Kept[PersistenceResult])
 _GEOMETRY: TypeAdapter[Kept[GeometryResult]] = TypeAdapter(Kept[GeometryResult])
 _TRANSFER: TypeAdapter[Kept[TransferResult]] = TypeAdapter(Kept[TransferResult])
+_PROMPTING: TypeAdapter[Kept[PromptingResult]] = TypeAdapter(Kept[PromptingResult])
 
 
 @cache
@@ -64,6 +66,8 @@ def save(run: Run, result: Result) -> None:
             document = _GEOMETRY.dump_python(Kept(versions(), now(), result), mode="json")
         case TransferResult():
             document = _TRANSFER.dump_python(Kept(versions(), now(), result), mode="json")
+        case PromptingResult():
+            document = _PROMPTING.dump_python(Kept(versions(), now(), result), mode="json")
     run.stored.objects.replace(f"analysis/{_name(run, result)}", json.dumps(document, indent=1, allow_nan=False).encode())
 
 
@@ -94,6 +98,11 @@ def transfers(run: Run) -> list[TransferResult]:
     return list(_current(run, "transfer", _TRANSFER))
 
 
+def promptings(run: Run) -> list[PromptingResult]:
+    """The effects of system prompts of the present versions kept with a run, by name."""
+    return list(_current(run, "prompting", _PROMPTING))
+
+
 def _name(run: Run, result: Result) -> str:
     match result:
         case ProbeResult():
@@ -106,6 +115,9 @@ def _name(run: Run, result: Result) -> str:
             layers = sorted({cell.layer for cell in result.cells})
             measured = (result.sources, result.run_ids, layers, asdict(result.spec))
             return f"transfer.{result.site}.{sha256_hex(canonical_json(measured))[:8]}.json"
+        case PromptingResult():
+            compared = [(condition.name, run_id) for condition, run_id in zip(result.conditions, result.run_ids, strict=True)]
+            return f"prompting.{sha256_hex(canonical_json(compared))[:8]}.json"
 
 
 def _which(run: Run, site: str, layers: Sequence[int]) -> str:

@@ -157,6 +157,11 @@ def mean_interval(value_N: NDArray[np.floating], groups_N: NDArray[np.int64] | N
     return Interval(mean, mean - half, mean + half)
 
 
+def share_interval(true_N: NDArray[np.bool_], groups_N: NDArray[np.int64] | None = None) -> Interval:
+    """A share with Wilson's interval over situations."""
+    return _wilson(true_N, _numbered(groups_N, len(true_N)))
+
+
 def macro_area(truth_N: NDArray[np.int64], score_NK: NDArray[np.floating]) -> tuple[float, NDArray[np.float64]]:
     """Mean over classes of the one-vs-rest AUROC, and each example's influence on it."""
     return _mean_area([_auroc(truth_N == label, score_NK[:, label]) for label in range(score_NK.shape[1])])

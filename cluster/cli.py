@@ -19,6 +19,7 @@ from cluster.commands.extraction import extract, gc, runs, verify_runs
 from cluster.commands.geometry import geometry
 from cluster.commands.models import check_model, models
 from cluster.commands.plans import refresh, schedule
+from cluster.commands.prompting import prompting
 from cluster.commands.status import status
 from cluster.commands.transfer import transfer
 from cluster.console import note
@@ -57,6 +58,7 @@ app.command()(persistence)
 app.command()(geometry)
 app.command()(transfer)
 app.command()(compare)
+app.command()(prompting)
 app.command()(report)
 app.command()(refresh)
 app.command()(schedule)

@@ -19,6 +19,7 @@ from analyze.persistence import (
 )
 from analyze.probes import DEFAULT, ProbeResult, ProbeSpec, probe_layers
 from analyze.projection import project
+from analyze.prompting import Condition, PromptingResult, measure_prompting, n_steps, plan_prompting
 from analyze.query import Run
 from analyze.report import write_report
 from analyze.report.evidence import Evidence
@@ -151,6 +152,31 @@ def _measured(run: Run, sites: Sequence[str], kind: str, execution: Execution | 
     probes = tuple(probe(run, site, run.layers_of(site), ProbeSpec(kind), execution) for site in sites)
     forced = [kept for kept in results.persistence(run) if kept.decoding is None and kept.kind == kind]
     return Measured(run, probes, forced[0] if forced else None)
+
+
+def prompting(
+    run: Run,
+    conditions: Sequence[Condition],
+    layers: Sequence[int],
+    per_label: int,
+    max_tokens: int,
+    location: str,
+    execution: Execution | None = None,
+) -> PromptingResult:
+    """Let a run's model reply to a sample under each system prompt, compare states and replies, and keep the result."""
+    plan = plan_prompting(run, conditions, layers, per_label, max_tokens)
+    prompted = []
+    for condition, request in zip(plan.conditions, plan.requests, strict=True):
+        note(f"system prompt {condition.name}")
+        prompted.append(Run(extract(request, location, execution)))
+    for kept in results.promptings(run):
+        if (kept.conditions, kept.run_ids) == (plan.conditions, tuple(each.run_id for each in prompted)):
+            note(f"the effects of these system prompts were kept with run {run.run_id}")
+            return kept
+    with mapper_of(execution) as mapper, progress("comparing system prompts", n_steps(layers), "steps") as advance:
+        result = measure_prompting(run, plan, prompted, advance, mapper)
+    results.save(run, result)
+    return result
 
 
 def report(run: Run, directory: Path) -> Path:

@@ -76,6 +76,11 @@ class Template:
         source = self._tokenizer.get_chat_template() if self.source == CHAT else self.source
         return f"{source}\n{self._head}{_TEXT}{self._tail}"
 
+    @property
+    def before(self) -> str:
+        """What stands before the text, the system prompt among it."""
+        return self._head
+
     def prompts(self, texts: Sequence[str]) -> Iterator[Prompt]:
         """Tokenize utterances in order, without continuation; an utterance may come out with no tokens of its own.
 

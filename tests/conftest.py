@@ -13,7 +13,7 @@ from tests.s3 import s3_server
 
 __all__ = ["s3_server"]
 
-WRITING_CONTEXT = 160
+WRITING_CONTEXT = 192
 """Tokens that the model which replies reads at once."""
 _GOEMOTIONS = Path(__file__).resolve().parents[2] / "shared" / "data" / "goemotions"
 

@@ -220,7 +220,7 @@ def test_impossible_settings_are_refused(decoding: Decoding, sentence: str) -> N
         ({"offsets": ()}, "offset or reply sites and a grid of offsets go together"),
         (
             {"reply": Decoding(WRITING_CONTEXT - 5)},
-            r"30 of 30 texts are with 155 for their reply longer than the model's 160 tokens",
+            r"30 of 30 texts are with 187 for their reply longer than the model's 192 tokens",
         ),
     ],
 )
