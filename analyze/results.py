@@ -19,6 +19,7 @@ from analyze.persistence import PersistenceResult
 from analyze.probes import ProbeResult, ProbeSpec
 from analyze.query import Run
 from analyze.transfer import TransferResult
+from analyze.zeroshot import ZeroShotResult
 from extract.documents import now
 from extract.identity import canonical_json, sha256_hex
 
@@ -39,12 +40,13 @@ class Kept(Generic[_Result]):
     """The numbers."""
 
 
-Result = ProbeResult | PersistenceResult | GeometryResult | TransferResult
+Result = ProbeResult | PersistenceResult | GeometryResult | TransferResult | ZeroShotResult
 
 _PROBE: TypeAdapter[Kept[ProbeResult]] = TypeAdapter(Kept[ProbeResult])
 _PERSISTENCE: TypeAdapter[Kept[PersistenceResult]] = TypeAdapter(Kept[PersistenceResult])
 _GEOMETRY: TypeAdapter[Kept[GeometryResult]] = TypeAdapter(Kept[GeometryResult])
 _TRANSFER: TypeAdapter[Kept[TransferResult]] = TypeAdapter(Kept[TransferResult])
+_ZERO_SHOT: TypeAdapter[Kept[ZeroShotResult]] = TypeAdapter(Kept[ZeroShotResult])
 
 
 @cache
@@ -64,6 +66,8 @@ def save(run: Run, result: Result) -> None:
             document = _GEOMETRY.dump_python(Kept(versions(), now(), result), mode="json")
         case TransferResult():
             document = _TRANSFER.dump_python(Kept(versions(), now(), result), mode="json")
+        case ZeroShotResult():
+            document = _ZERO_SHOT.dump_python(Kept(versions(), now(), result), mode="json")
     run.stored.objects.replace(f"analysis/{_name(run, result)}", json.dumps(document, indent=1, allow_nan=False).encode())
 
 
@@ -94,6 +98,11 @@ def transfers(run: Run) -> list[TransferResult]:
     return list(_current(run, "transfer", _TRANSFER))
 
 
+def zero_shots(run: Run) -> list[ZeroShotResult]:
+    """The zero-shot results of the present versions kept with a run, by name."""
+    return list(_current(run, "zero-shot", _ZERO_SHOT))
+
+
 def _name(run: Run, result: Result) -> str:
     match result:
         case ProbeResult():
@@ -106,6 +115,9 @@ def _name(run: Run, result: Result) -> str:
             layers = sorted({cell.layer for cell in result.cells})
             measured = (result.sources, result.run_ids, layers, asdict(result.spec))
             return f"transfer.{result.site}.{sha256_hex(canonical_json(measured))[:8]}.json"
+        case ZeroShotResult():
+            beside = "" if result.beside is None else f".{result.beside.site}.{result.beside.spec.kind}"
+            return f"zero-shot.{result.asked_run_id}{beside}.json"
 
 
 def _which(run: Run, site: str, layers: Sequence[int]) -> str:

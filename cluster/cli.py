@@ -20,6 +20,7 @@ from cluster.commands.models import check_model, models
 from cluster.commands.plans import refresh, schedule
 from cluster.commands.status import status
 from cluster.commands.transfer import transfer
+from cluster.commands.zeroshot import zero_shot
 from cluster.console import note
 
 _DEBUG = "--debug"
@@ -55,6 +56,7 @@ app.command()(predict)
 app.command()(persistence)
 app.command()(geometry)
 app.command()(transfer)
+app.command("zero-shot")(zero_shot)
 app.command()(report)
 app.command()(refresh)
 app.command()(schedule)

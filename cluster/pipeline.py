@@ -8,13 +8,14 @@ import pyarrow.compute as pc
 from analyze import results
 from analyze.geometry import GeometryResult, measure_geometry
 from analyze.persistence import OFFSETS, PersistenceResult, continued_request, make_classifier, measure_persistence
-from analyze.probes import DEFAULT, ProbeResult, ProbeSpec, probe_layers
+from analyze.probes import DEFAULT, Probed, ProbeResult, ProbeSpec, probe_layers
 from analyze.projection import project
 from analyze.query import Run
 from analyze.report import write_report
 from analyze.report.findings import headline_probe
 from analyze.saved import load_probes, save_probes
 from analyze.transfer import Source, TransferResult, measure_transfer
+from analyze.zeroshot import ZeroShotResult, measure_zero_shot, zero_shot_request
 from cluster.console import note, progress
 from cluster.execution import Execution
 from cluster.launch import extract
@@ -79,6 +80,17 @@ def transfer(
     return result
 
 
+def zero_shot(
+    run: Run, site: str, kind: str, max_tokens: int, location: str, execution: Execution | None = None
+) -> ZeroShotResult:
+    """Ask a run's model about its test utterances, hold the answers against probes where some are kept, and keep the result."""
+    ProbeSpec(kind).check()  # an unknown kind is refused before a minute of writing
+    asked = Run(extract(zero_shot_request(run, max_tokens), location, execution))
+    result = measure_zero_shot(run, asked, _kept_probes(run, site, ProbeSpec(kind)))
+    results.save(run, result)
+    return result
+
+
 def report(run: Run, directory: Path) -> Path:
     """Write a run's report from the results kept with it; probes that are missing are made first."""
     full = [kept for kept in results.probes(run) if tuple(entry.layer for entry in kept.layers) == run.layers_of(kept.site)]
@@ -90,6 +102,17 @@ def report(run: Run, directory: Path) -> Path:
     _, probes = load_probes(run, best.site, [entry.layer for entry in best.layers], best.spec)
     projection = project(run, best.site, best.best_layer, probes[best.best_layer])
     return write_report(run, full, results.persistence(run), projection, directory)
+
+
+def _kept_probes(run: Run, site: str, spec: ProbeSpec) -> Probed | None:
+    """The probes of a site with their scores, of the most layers that are kept; None where none are."""
+    kept = [result for result in results.probes(run) if (result.site, result.spec) == (site, spec)]
+    if not kept:
+        return None
+    result = max(kept, key=lambda each: len(each.layers))
+    layers = [entry.layer for entry in result.layers]
+    _, probes = load_probes(run, site, layers, spec)
+    return Probed(result, tuple(probes[layer] for layer in layers))
 
 
 def report_directory(run: Run) -> Path:
