@@ -84,38 +84,35 @@ def score(
     n_classes = probability_NK.shape[1]
     situation_N = _numbered(groups_N, len(truth_N))
     predicted_N = probability_NK.argmax(axis=1)
+    confusion_KK = np.zeros((n_classes, n_classes), np.int64)
+    np.add.at(confusion_KK, (truth_N, predicted_N), 1)
+    resampled_SKK = _resample(truth_N * n_classes + predicted_N, situation_N, n_classes)
     parts = [_auroc(truth_N == label, probability_NK[:, label]) for label in range(n_classes)]
     return Scores(
-        accuracy=share_interval(truth_N == predicted_N, situation_N),
-        macro_f1=macro_f1_interval(truth_N, predicted_N, n_classes, situation_N),
+        accuracy=_wilson(truth_N == predicted_N, situation_N),
+        macro_f1=_percentiles(_macro_f1(confusion_KK[None])[0], _macro_f1(resampled_SKK)),
         auroc=_normal_interval(*_mean_area(parts), situation_N),
         class_auroc=tuple(_normal_interval(area, influence, situation_N) for area, influence in parts),
         log_loss=None if ranks_only else _log_loss(truth_N, probability_NK, situation_N),
         calibration_error=None if ranks_only else _calibration_error(truth_N, probability_NK, situation_N),
-        confusion=confusion_of(truth_N, predicted_N, n_classes, n_classes),
+        confusion=tuple(tuple(int(cell) for cell in row) for row in confusion_KK),
     )
-
-
-def confusion_of(
-    truth_N: NDArray[np.int64], predicted_N: NDArray[np.int64], n_rows: int, n_columns: int
-) -> tuple[tuple[int, ...], ...]:
-    """Number of examples by true class (rows) and predicted class (columns)."""
-    counts = np.bincount(truth_N * n_columns + predicted_N, minlength=n_rows * n_columns).reshape(n_rows, n_columns)
-    return tuple(tuple(int(cell) for cell in row) for row in counts)
 
 
 def macro_f1_interval(
     truth_N: NDArray[np.int64], predicted_N: NDArray[np.int64], n_classes: int, groups_N: NDArray[np.int64] | None = None
 ) -> Interval:
-    """Mean over classes of the F1 score, with its bootstrap over situations.
+    """Mean over classes of the F1 score where some examples are put in none of them.
 
     Args:
-        predicted_N: predicted class of each example; `n_classes` for none of them, which no class has among its own.
+        predicted_N: predicted class of each example; `n_classes` for none.
     """
-    n_cells = n_classes + bool((predicted_N == n_classes).any())  # where none is named, another row and column of cells
-    confusion_KK = np.array(confusion_of(truth_N, predicted_N, n_cells, n_cells))
-    resampled_SKK = _resample(truth_N * n_cells + predicted_N, _numbered(groups_N, len(truth_N)), n_cells)
-    return _percentiles(_macro_f1(confusion_KK[None], n_classes)[0], _macro_f1(resampled_SKK, n_classes))
+    n_cells = n_classes + 1
+    cell_N = truth_N * n_cells + predicted_N
+    whole_1KK = np.bincount(cell_N, minlength=n_cells**2).reshape(1, n_cells, n_cells)
+    resampled_SKK = _resample(cell_N, _numbered(groups_N, len(truth_N)), n_cells)
+    over_classes = n_cells / n_classes  # "none" is true of no example and scores 0; the mean is over the others
+    return _percentiles(over_classes * _macro_f1(whole_1KK)[0], over_classes * _macro_f1(resampled_SKK))
 
 
 def score_values(
@@ -169,27 +166,16 @@ def _calibration_error(
     return Interval(error.value, max(0.0, error.low), error.high)
 
 
-def share_interval(right_N: NDArray[np.bool_], groups_N: NDArray[np.int64] | None = None) -> Interval:
-    """A share with Wilson's score interval (1927), which unlike the bootstrap's is no point where all or no examples are right.
-
-    Situations of several examples that are right or wrong together count for less than as many single examples: the sample
-    size is divided by the design effect (Kish 1965) where that is above 1.
-    """
-    share = float(right_N.mean())
-    independent = share * (1 - share) / len(right_N)
-    clustered = _clustered_variance(right_N - share, _numbered(groups_N, len(right_N)))
-    n_effective = len(right_N) / max(1.0, clustered / independent if independent > 0 else 1.0)
-    z2 = _NORMAL_95**2
-    middle = (share + z2 / (2 * n_effective)) / (1 + z2 / n_effective)
-    half = _NORMAL_95 * np.sqrt(share * (1 - share) / n_effective + z2 / (4 * n_effective**2)) / (1 + z2 / n_effective)
-    return Interval(share, min(share, max(0.0, float(middle - half))), max(share, min(1.0, float(middle + half))))
-
-
 def mean_interval(value_N: NDArray[np.floating], groups_N: NDArray[np.int64] | None = None) -> Interval:
     """A mean with its normal interval over situations."""
     mean = float(value_N.mean(dtype=np.float64))
     half = _NORMAL_95 * float(np.sqrt(_clustered_variance(value_N - mean, _numbered(groups_N, len(value_N)))))
     return Interval(mean, mean - half, mean + half)
+
+
+def share_interval(true_N: NDArray[np.bool_], groups_N: NDArray[np.int64] | None = None) -> Interval:
+    """A share with Wilson's interval over situations."""
+    return _wilson(true_N, _numbered(groups_N, len(true_N)))
 
 
 def macro_area(truth_N: NDArray[np.int64], score_NK: NDArray[np.floating]) -> tuple[float, NDArray[np.float64]]:
@@ -235,14 +221,30 @@ def _resample(cell_N: NDArray[np.int64], situation_N: NDArray[np.int64], n_class
     return (drawn_SP @ pattern_PC).reshape(N_RESAMPLES, n_classes, n_classes)
 
 
+def _wilson(right_N: NDArray[np.bool_], situation_N: NDArray[np.int64]) -> Interval:
+    """Wilson's score interval (1927), which unlike the bootstrap's is not a point where all or no examples are right.
+
+    Situations of several examples that are right or wrong together count for less than as many single examples: the sample
+    size is divided by the design effect (Kish 1965) where that is above 1.
+    """
+    share = float(right_N.mean())
+    independent = share * (1 - share) / len(right_N)
+    clustered = _clustered_variance(right_N - share, situation_N)
+    n_effective = len(right_N) / max(1.0, clustered / independent if independent > 0 else 1.0)
+    z2 = _NORMAL_95**2
+    middle = (share + z2 / (2 * n_effective)) / (1 + z2 / n_effective)
+    half = _NORMAL_95 * np.sqrt(share * (1 - share) / n_effective + z2 / (4 * n_effective**2)) / (1 + z2 / n_effective)
+    return Interval(share, min(share, max(0.0, float(middle - half))), max(share, min(1.0, float(middle + half))))
+
+
 def _clustered_variance(influence_N: NDArray[np.floating], situation_N: NDArray[np.int64]) -> float:
     """Variance of a mean-like estimate from the influence of its examples, summed within situations."""
     return float(np.sum(np.bincount(situation_N, influence_N) ** 2)) / len(influence_N) ** 2
 
 
-def _macro_f1(confusion_SKK: NDArray[np.int64], n_classes: int) -> NDArray[np.float64]:
-    hits_SK = np.diagonal(confusion_SKK, axis1=1, axis2=2)[:, :n_classes]
-    sizes_SK = (confusion_SKK.sum(axis=1) + confusion_SKK.sum(axis=2))[:, :n_classes]
+def _macro_f1(confusion_SKK: NDArray[np.int64]) -> NDArray[np.float64]:
+    hits_SK = np.diagonal(confusion_SKK, axis1=1, axis2=2)
+    sizes_SK = confusion_SKK.sum(axis=1) + confusion_SKK.sum(axis=2)
     f1_SK: NDArray[np.float64] = 2 * hits_SK / np.maximum(sizes_SK, 1)
     mean_S: NDArray[np.float64] = f1_SK.mean(axis=1)
     return mean_S

@@ -6,7 +6,7 @@ that a model which answers seldom is scored on what it finds easy; here accuracy
 being wrong, and the paper's way stands beside it. Comparing the probabilities of the labels as continuations was rejected: it
 is another question than the paper's, and what it finds depends on how many tokens a label has.
 
-Shape suffixes: N utterances, K classes.
+Shape suffixes: N utterances, K classes, A answers (the classes and none).
 """
 
 import json
@@ -24,7 +24,7 @@ from analyze.extracting import same_way
 from analyze.fitting import read_probabilities
 from analyze.probes import Probed, ProbeSpec
 from analyze.query import Run
-from analyze.scores import Interval, confusion_of, macro_f1_interval, mean_interval, share_interval
+from analyze.scores import Interval, macro_f1_interval, mean_interval, share_interval
 from analyze.states import states_of
 from extract.corpus import Corpus
 from extract.decoding import Decoding
@@ -168,7 +168,7 @@ def measure_zero_shot(run: Run, asked: Run, probed: Probed | None = None) -> Zer
         accuracy_of_valid=share_interval(right_N[valid_N], groups_N[valid_N]) if valid_N.any() else None,
         macro_f1=macro_f1_interval(truth_N, answer_N, n_classes, groups_N),
         recall=tuple(share_interval(right_N[truth_N == k], groups_N[truth_N == k]) for k in range(n_classes)),
-        confusion=confusion_of(truth_N, answer_N, n_classes, n_classes + 1),
+        confusion=_confusion(truth_N, answer_N, n_classes),
         invalid_replies=_commonest([reply for reply, valid in zip(replies, valid_N, strict=True) if not valid]),
         beside=None if probed is None else _beside(run, probed, tested, right_N, valid_N),
     )
@@ -207,8 +207,10 @@ def _first_object(reply: str) -> _Pairs | None:
     for brace in re.finditer(r"\{", reply):
         try:
             pairs: _Pairs = _DECODER.raw_decode(reply, brace.start())[0]
-        except (ValueError, RecursionError):
+        except ValueError:
             continue
+        except RecursionError:  # a thousand objects inside of each other
+            return None
         return pairs
     return None
 
@@ -252,8 +254,8 @@ def _has_chat_template(run: Run, name: str) -> bool:
     model, identity = find_model(name), run.manifest.identity
     if (model.weights_identity, model.tokenizer_digest) != (identity.weights, identity.tokenizer):
         raise ValueError(
-            f"the weights or the tokenizer of {run.manifest.model} changed after run {run.run_id}, so another model would answer; "
-            "extract the run anew first"
+            f"the weights or the tokenizer of {run.manifest.model} changed after run {run.run_id}, so another model would "
+            "answer; extract the run anew first"
         )
     return bool(load_tokenizer(model).chat_template)
 
@@ -262,6 +264,12 @@ def _check_same_utterances(run: Run, asked: Run, tested: Examples) -> None:
     names = run.utterances()["utterance_id"].take(pa.array(tested.rows))
     if names.to_pylist() != asked.utterances()["utterance_id"].to_pylist():
         raise ValueError(f"run {asked.run_id} does not hold replies to the test utterances of run {run.run_id}; ask it anew")
+
+
+def _confusion(truth_N: NDArray[np.int64], answer_N: NDArray[np.int64], n_classes: int) -> tuple[tuple[int, ...], ...]:
+    counts_KA = np.zeros((n_classes, n_classes + 1), np.int64)
+    np.add.at(counts_KA, (truth_N, answer_N), 1)
+    return tuple(tuple(int(cell) for cell in row) for row in counts_KA)
 
 
 def _commonest(replies: Sequence[str]) -> tuple[tuple[str, int], ...]:

@@ -46,15 +46,16 @@ def print_zero_shot(result: "ZeroShotResult") -> None:
     """Print the accuracies, then a table of labels."""
     beside, of_valid = result.beside, result.accuracy_of_valid
     title = f"{result.n_utterances:,} test utterances, {_text(result.coverage)} with a valid answer, chance {result.chance:.3f}"
-    ways = [
-        _way("all, invalid is wrong", result.n_utterances, result.accuracy, beside and (beside.accuracy, beside.difference))
-    ]
+    ways = [_way("all, invalid is wrong", result.n_utterances, result.accuracy)]
     if of_valid:
-        n_valid = sum(sum(cells[:-1]) for cells in result.confusion)
-        held = beside and (beside.accuracy_of_valid, beside.difference_of_valid)
-        ways.append(_way("valid alone", n_valid, of_valid, held))
+        ways.append(_way("valid alone", sum(sum(cells[:-1]) for cells in result.confusion), of_valid))
     if beside:
         title += f"; probe: {beside.spec.kind}, {beside.site}, layer {beside.layer}"
+        held = ((beside.accuracy, beside.difference), (beside.accuracy_of_valid, beside.difference_of_valid))
+        ways = [
+            {**way, "probe_[95%]": _text(probe), "probe_less_zero_shot": _text(difference)}
+            for way, (probe, difference) in zip(ways, held, strict=False)
+        ]
     print_rows(title, ways, as_json=False)
     labels: list[Row] = [
         {
@@ -71,14 +72,9 @@ def print_zero_shot(result: "ZeroShotResult") -> None:
         typer.echo(f"{n:,} without a valid answer: {reply!r}")
 
 
-def _way(counted: str, n: int, accuracy: "Interval", held: "tuple[Interval | None, Interval | None] | None") -> Row:
-    row: Row = {"answers": counted, "n": n, "zero_shot_[95%]": _text(accuracy)}
-    if held is None:
-        return row
-    probe, difference = held
-    assert probe and difference, "there is a probe's accuracy wherever there is the model's"
-    return {**row, "probe_[95%]": _text(probe), "probe_less_zero_shot": _text(difference)}
+def _way(counted: str, n: int, accuracy: "Interval") -> Row:
+    return {"answers": counted, "n": n, "zero_shot_[95%]": _text(accuracy)}
 
 
-def _text(interval: "Interval") -> str:
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+def _text(interval: "Interval | None") -> str:
+    return "" if interval is None else f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
