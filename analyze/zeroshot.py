@@ -35,8 +35,8 @@ from extract.request import Request
 MAX_TOKENS = 24
 """Tokens of an answer: enough for the JSON with a label of a few words."""
 
-_QUESTION = """Which emotion does the text express? Choose exactly one of these labels: %s.
-Answer only with JSON, in this form: {"emotion": "label"}
+_QUESTION = """Classify the emotion of the text. Labels: %s.
+Answer only with JSON such as {"emotion": "<label>"}.
 
 Text: """
 _ENDS_IN = "\nJSON:"

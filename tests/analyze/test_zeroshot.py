@@ -33,8 +33,8 @@ from tests.planted import IDENTITY, manifest_of, receipt_of
 
 EMOTIONS = ("fear", "joy", "neutral")
 MESSAGE = (
-    "Which emotion does the text express? Choose exactly one of these labels: fear, joy, neutral.\n"
-    'Answer only with JSON, in this form: {"emotion": "label"}\n\nText: %s\nJSON:'
+    "Classify the emotion of the text. Labels: fear, joy, neutral.\n"
+    'Answer only with JSON such as {"emotion": "<label>"}.\n\nText: %s\nJSON:'
 )
 
 
@@ -297,7 +297,7 @@ def test_a_model_without_a_chat_template_is_asked_in_plain_text(replying_model: 
 def test_labels_are_listed_as_they_are_whatever_braces_they_have(replying_model: Model, tmp_path: Path) -> None:
     labels = ("{% raw %}", "{{ joy }}", "{# no #}")
     run = run_of(replying_model, tmp_path / "store", corpus_of(labels))
-    assert f"labels: {', '.join(sorted(labels))}." in measure_zero_shot(run, asked_run(run, tmp_path / "store")).prompt
+    assert f"Labels: {', '.join(sorted(labels))}." in measure_zero_shot(run, asked_run(run, tmp_path / "store")).prompt
 
 
 def test_a_model_that_could_think_first_is_told_not_to(replying_model: Model, tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_a_model_that_could_think_first_is_told_not_to(replying_model: Model, tm
 
 def test_long_utterances_are_cut_and_counted(replying_model: Model, tmp_path: Path) -> None:
     corpus = corpus_of(EMOTIONS)
-    texts = [f"{text} " + "again and " * 60 for text in corpus.table["text"].to_pylist()]
+    texts = [f"{text} " + "again and " * 68 for text in corpus.table["text"].to_pylist()]
     long = Corpus("long", corpus.table.set_column(1, "text", pa.array(texts)))
     run = run_of(replying_model, tmp_path / "store", long)
     result = measure_zero_shot(run, asked_run(run, tmp_path / "store"))

@@ -109,6 +109,10 @@ def test_what_prompts_begin_with_is_computed_once_and_makes_no_other_reply(
 ) -> None:
     whole = begun_with(head, prompts)
     assert engine.write(whole, Decoding(6)) == [likeliest_one_by_one(writing_model, prompt.ids, 6) for prompt in whole]
+
+
+def test_replies_behind_a_shared_beginning_are_drawn_with_the_same_random_numbers(engine: Engine) -> None:
+    whole = begun_with(tuple(range(100, 120)), [prompt_of((5, 6)), prompt_of((7,)), prompt_of((8, 9, 10, 11))])
     drawn = Decoding(6, temperature=0.8)
     assert engine.write(whole, drawn) == [engine.write([prompt], drawn)[0] for prompt in whole]
 
