@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,9 +47,9 @@ MESSAGE = (
         'Sure!\n```json\n{\n  "emotion": "joy"\n}\n```',
         '{"why": {"emotion": "fear"}, "emotion": "joy", "sure": 1e999}',
         '{"emotion": "\\u006aoy"}',
-        "{so {\"emotion\": \"joy\"}",
+        '{so {"emotion": "joy"}',
     ],
-)  # fmt: skip
+)
 def test_the_first_json_object_says_the_emotion_whatever_stands_around_it(reply: str) -> None:
     assert read_answer(reply) == "joy"
 
@@ -131,7 +132,7 @@ def probed(run: Run) -> Probed:
 
 def rows_tested(run: Run) -> list[int]:
     examples = labelled_examples(run)
-    return examples.rows[split_examples(examples).test].tolist()
+    return [int(row) for row in examples.rows[split_examples(examples).test]]
 
 
 def replied_run(run: Run, rows: Sequence[int], replies: Sequence[str], store: Path) -> Run:
@@ -247,10 +248,9 @@ def corpus_of(labels: Sequence[str | None]) -> Corpus:
     return Corpus("made", pa.table({"utterance_id": texts, "text": texts, "label": list(labels) * 6}))
 
 
-def run_of(model: Model, store: Path, corpus: Corpus | None = None, **options: str) -> Run:
-    request = Request(
-        model.name, corpus or corpus_of(EMOTIONS), "resid.last", "1", compute_dtype="float32", **options  # type: ignore[arg-type]
-    )  # fmt: skip
+def run_of(model: Model, store: Path, corpus: Corpus | None = None, template: str = "raw", system: str = "") -> Run:
+    asked = corpus or corpus_of(EMOTIONS)
+    request = Request(model.name, asked, "resid.last", "1", template, system, compute_dtype="float32")
     plan = plan_run(request, str(store))
     extract_missing(plan)
     return Run(plan.run)
@@ -341,7 +341,7 @@ def test_an_encoder_and_a_model_without_its_head_say_that_they_cannot_reply(
     headless = run_of(without_chat_template(tiny_model, tmp_path / "headless"), tmp_path / "store")
     directory = tmp_path / "encoder"
     shutil.copytree(without_chat_template(replying_model, tmp_path / "base").directory, directory)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     BertModel(BertConfig(vocab_size=49152, max_position_embeddings=192, **sizes)).save_pretrained(directory)
     (directory / "generation_config.json").unlink()
     encoder = run_of(Model(str(directory), directory), tmp_path / "store")

@@ -121,7 +121,7 @@ def test_replies_behind_a_shared_beginning_are_drawn_with_the_same_random_number
 def test_attention_through_a_window_sees_the_same_tokens_behind_a_shared_beginning(window: int, tmp_path: Path) -> None:
     """A window that is shorter than a batch is long would count the padding between a row's beginning and its rest."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = MistralConfig(
         vocab_size=300, num_key_value_heads=2, sliding_window=window, initializer_range=0.5, eos_token_id=[2], **sizes
     )
