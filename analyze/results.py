@@ -20,6 +20,7 @@ from analyze.probes import ProbeResult, ProbeSpec
 from analyze.prompting import PromptingResult
 from analyze.query import Run
 from analyze.transfer import TransferResult
+from analyze.zeroshot import ZeroShotResult
 from extract.documents import now
 from extract.identity import canonical_json, sha256_hex
 
@@ -40,13 +41,14 @@ class Kept(Generic[_Result]):
     """The numbers."""
 
 
-Result = ProbeResult | PersistenceResult | GeometryResult | TransferResult | PromptingResult
+Result = ProbeResult | PersistenceResult | GeometryResult | TransferResult | PromptingResult | ZeroShotResult
 
 _PROBE: TypeAdapter[Kept[ProbeResult]] = TypeAdapter(Kept[ProbeResult])
 _PERSISTENCE: TypeAdapter[Kept[PersistenceResult]] = TypeAdapter(Kept[PersistenceResult])
 _GEOMETRY: TypeAdapter[Kept[GeometryResult]] = TypeAdapter(Kept[GeometryResult])
 _TRANSFER: TypeAdapter[Kept[TransferResult]] = TypeAdapter(Kept[TransferResult])
 _PROMPTING: TypeAdapter[Kept[PromptingResult]] = TypeAdapter(Kept[PromptingResult])
+_ZERO_SHOT: TypeAdapter[Kept[ZeroShotResult]] = TypeAdapter(Kept[ZeroShotResult])
 
 
 @cache
@@ -68,6 +70,8 @@ def save(run: Run, result: Result) -> None:
             document = _TRANSFER.dump_python(Kept(versions(), now(), result), mode="json")
         case PromptingResult():
             document = _PROMPTING.dump_python(Kept(versions(), now(), result), mode="json")
+        case ZeroShotResult():
+            document = _ZERO_SHOT.dump_python(Kept(versions(), now(), result), mode="json")
     run.stored.objects.replace(f"analysis/{_name(run, result)}", json.dumps(document, indent=1, allow_nan=False).encode())
 
 
@@ -103,6 +107,11 @@ def promptings(run: Run) -> list[PromptingResult]:
     return list(_current(run, "prompting", _PROMPTING))
 
 
+def zero_shots(run: Run) -> list[ZeroShotResult]:
+    """The zero-shot results of the present versions kept with a run, by name."""
+    return list(_current(run, "zero-shot", _ZERO_SHOT))
+
+
 def _name(run: Run, result: Result) -> str:
     match result:
         case ProbeResult():
@@ -118,6 +127,9 @@ def _name(run: Run, result: Result) -> str:
         case PromptingResult():
             compared = [(condition.name, run_id) for condition, run_id in zip(result.conditions, result.run_ids, strict=True)]
             return f"prompting.{sha256_hex(canonical_json(compared))[:8]}.json"
+        case ZeroShotResult():
+            beside = "" if result.beside is None else f".{result.beside.site}.{result.beside.spec.kind}"
+            return f"zero-shot.{result.asked_run_id}{beside}.json"
 
 
 def _which(run: Run, site: str, layers: Sequence[int]) -> str:

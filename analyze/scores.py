@@ -99,6 +99,22 @@ def score(
     )
 
 
+def macro_f1_interval(
+    truth_N: NDArray[np.int64], predicted_N: NDArray[np.int64], n_classes: int, groups_N: NDArray[np.int64] | None = None
+) -> Interval:
+    """Mean over classes of the F1 score where some examples are put in none of them.
+
+    Args:
+        predicted_N: predicted class of each example; `n_classes` for none.
+    """
+    n_cells = n_classes + 1
+    cell_N = truth_N * n_cells + predicted_N
+    whole_1KK = np.bincount(cell_N, minlength=n_cells**2).reshape(1, n_cells, n_cells)
+    resampled_SKK = _resample(cell_N, _numbered(groups_N, len(truth_N)), n_cells)
+    over_classes = n_cells / n_classes  # "none" is true of no example and scores 0; the mean is over the others
+    return _percentiles(over_classes * _macro_f1(whole_1KK)[0], over_classes * _macro_f1(resampled_SKK))
+
+
 def score_values(
     truth_N: NDArray[np.floating], predicted_N: NDArray[np.floating], groups_N: NDArray[np.int64] | None = None
 ) -> ValueScores:

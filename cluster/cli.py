@@ -22,6 +22,7 @@ from cluster.commands.plans import refresh, schedule
 from cluster.commands.prompting import prompting
 from cluster.commands.status import status
 from cluster.commands.transfer import transfer
+from cluster.commands.zeroshot import zero_shot
 from cluster.console import note
 
 _DEBUG = "--debug"
@@ -59,6 +60,7 @@ app.command()(geometry)
 app.command()(transfer)
 app.command()(compare)
 app.command()(prompting)
+app.command("zero-shot")(zero_shot)
 app.command()(report)
 app.command()(refresh)
 app.command()(schedule)

@@ -17,7 +17,7 @@ from analyze.persistence import (
     measure_persistence,
     replied_request,
 )
-from analyze.probes import DEFAULT, ProbeResult, ProbeSpec, probe_layers
+from analyze.probes import DEFAULT, Probed, ProbeResult, ProbeSpec, probe_layers
 from analyze.projection import project
 from analyze.prompting import Condition, PromptingResult, measure_prompting, n_steps, plan_prompting
 from analyze.query import Run
@@ -26,6 +26,7 @@ from analyze.report.evidence import Evidence
 from analyze.report.findings import headline_probe
 from analyze.saved import load_probes, save_probes
 from analyze.transfer import Source, TransferResult, measure_transfer
+from analyze.zeroshot import ZeroShotResult, measure_zero_shot, zero_shot_request
 from cluster.console import note, progress
 from cluster.execution import Execution
 from cluster.launch import extract
@@ -179,6 +180,17 @@ def prompting(
     return result
 
 
+def zero_shot(
+    run: Run, site: str, kind: str, max_tokens: int, location: str, execution: Execution | None = None
+) -> ZeroShotResult:
+    """Ask a run's model about its test utterances, hold the answers against probes where some are kept, and keep the result."""
+    ProbeSpec(kind).check()  # an unknown kind is refused before a minute of writing
+    asked = Run(extract(zero_shot_request(run, max_tokens), location, execution))
+    result = measure_zero_shot(run, asked, _kept_probes(run, site, ProbeSpec(kind)))
+    results.save(run, result)
+    return result
+
+
 def report(run: Run, directory: Path) -> Path:
     """Write a run's report from the results kept with it; probes that are missing are made first."""
     full = [kept for kept in results.probes(run) if tuple(entry.layer for entry in kept.layers) == run.layers_of(kept.site)]
@@ -195,6 +207,17 @@ def report(run: Run, directory: Path) -> Path:
     transfers = [kept for kept in results.transfers(run) if set(kept.run_ids) == {run.run_id}]
     evidence = Evidence(full, projection, results.persistence(run), list(geometries.values()), transfers)
     return write_report(run, evidence, directory)
+
+
+def _kept_probes(run: Run, site: str, spec: ProbeSpec) -> Probed | None:
+    """The probes of a site with their scores, of the most layers that are kept; None where none are."""
+    kept = [result for result in results.probes(run) if (result.site, result.spec) == (site, spec)]
+    if not kept:
+        return None
+    result = max(kept, key=lambda each: len(each.layers))
+    layers = [entry.layer for entry in result.layers]
+    _, probes = load_probes(run, site, layers, spec)
+    return Probed(result, tuple(probes[layer] for layer in layers))
 
 
 def report_directory(run: Run) -> Path:

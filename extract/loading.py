@@ -113,5 +113,7 @@ def load_weights(directory: Path, dtype: torch.dtype, attention: str, with_head:
     lacking = sorted({*loading["missing_keys"], *(str(key[0]) for key in loading["mismatched_keys"])})
     lacking = [key for key in lacking if not key.startswith("pooler.")]
     if lacking:
-        raise ValueError(f"the model in {directory} lacks {len(lacking)} of its weights (first: {lacking[0]})")
+        only_head = with_head and not any(key.startswith(f"{model.base_model_prefix}.") for key in lacking)
+        meaning = ": it has no head that predicts the next token, so it cannot reply" if only_head else ""
+        raise ValueError(f"the model in {directory} lacks {len(lacking)} of its weights (first: {lacking[0]}){meaning}")
     return model

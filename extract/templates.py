@@ -1,9 +1,9 @@
 """How an utterance becomes a prompt, and which of the prompt's tokens are the utterance's own.
 
-A template is a name (`raw`, `chat`, `few-shot`), a Jinja file, or Jinja itself that writes `{{ text }}` once. What stands
-before and after the text is read off by rendering a marker; which tokens are the utterance's is read from the
-tokenizer's character offsets. Searching for the utterance's ids inside the prompt was rejected, because merges across the
-border change them.
+A template is a name (`raw`, `chat`, `few-shot`), a Jinja file, or Jinja itself that writes `{{ text }}` once, perhaps inside of
+what it hands to the model's own chat template: `{{ chat("Hello. " ~ text) }}`. What stands before and after the text is read
+off by rendering a marker; which tokens are the utterance's is read from the tokenizer's character offsets. Searching for the
+utterance's ids inside the prompt was rejected, because merges across the border change them.
 """
 
 import datetime
@@ -26,7 +26,7 @@ NAMES = (RAW, CHAT, FEW_SHOT)
 
 _TEXT = "{{ text }}"
 _MARKER = "\N{LEFT WHITE SQUARE BRACKET}utterance\N{RIGHT WHITE SQUARE BRACKET}"
-_VARIABLES = ("text", "system", "bos_token", "eos_token")
+_VARIABLES = ("text", "system", "bos_token", "eos_token", "chat")
 _TEXTS_AT_ONCE = 4096
 _DATE_FORMS = (*"aAwdbBmyYHIpMSfjUWcxXeFDTRuVGZz", "-d", "-m", "-I", "-H")
 
@@ -54,16 +54,16 @@ class Template:
         self._chat = _dated(tokenizer.get_chat_template(), self._date) if tokenizer.chat_template else ""
         self.source = read_source(name)
         """What makes the template again on any machine: `raw`, `chat`, or Jinja."""
-        if self.source == CHAT and not tokenizer.chat_template:
-            raise ValueError("this model's tokenizer has no chat template; use --template raw")
+        variables = {CHAT}
         if self.source != CHAT:
             self._jinja, variables = _compile(_TEXT if self.source == RAW else self.source)
-            if system and "system" not in variables:
-                raise ValueError(
-                    f"template {name!r} has no place for a system prompt; use chat, or Jinja with {{{{ system }}}}"
-                )
+        if system and not variables & {CHAT, "system"}:
+            raise ValueError(f"template {name!r} has no place for a system prompt; use chat, or Jinja with {{{{ system }}}}")
+        through_chat = CHAT in variables
+        if through_chat and not tokenizer.chat_template:
+            raise ValueError("this model's tokenizer has no chat template; use --template raw")
         self._head, self._tail = self._surroundings(name)
-        self._adds_special_tokens = self.source != CHAT and not self._begins_as_the_tokenizer_does()
+        self._adds_special_tokens = not through_chat and not self._begins_as_the_tokenizer_does()
 
     @property
     def text(self) -> str:
@@ -130,9 +130,10 @@ class Template:
 
     def _render_jinja(self, text: str) -> str:
         known = {"bos_token": self._tokenizer.bos_token or "", "eos_token": self._tokenizer.eos_token or ""}
-        return str(self._jinja.render(text=text, system=self._system, **known))
+        return str(self._jinja.render(text=text, system=self._system, chat=self._render_chat, **known))
 
-    def _render_chat(self, text: str) -> str:
+    def _render_chat(self, text: str, **settings: Any) -> str:
+        """A user's message through the model's own chat template, with what that may be told, such as `enable_thinking`."""
         messages = [{"role": "system", "content": self._system}] if self._system else []
         rendered = self._tokenizer.apply_chat_template(
             [*messages, {"role": "user", "content": text}],
@@ -140,6 +141,7 @@ class Template:
             tokenize=False,
             add_generation_prompt=True,
             date_string=self._date.strftime("%d %b %Y"),
+            **settings,
         )
         assert isinstance(rendered, str)
         return rendered

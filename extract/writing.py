@@ -1,6 +1,7 @@
 """Prompts to the model's own replies, many at once, by transformers' own generation with a cache of keys and values.
 
-Rows are padded on the left, so that all of a batch go on from one place. Drawing is ours, as a processor of logits behind
+Rows are padded on the left, so that all of a batch go on from one place; what all of them begin with is computed once, stands
+before the padding, and has its keys and values copied for each row. Drawing is ours, as a processor of logits behind
 which the likeliest token is the drawn one: transformers' sampling takes its random numbers from the process, so that what a
 prompt is answered would depend on the rows beside it.
 
@@ -16,9 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from extract.decoding import Decoding, Reply
+from extract.prefix import empty_cache, goes_on_from_keys_and_values, shared_length
 from extract.tokens import Prompt
 
 ROWS_AT_ONCE = 64
@@ -42,26 +44,43 @@ class Writer:
         settings = {"eos_token_id": sorted(self._ends) or None, "pad_token_id": self._pad}
         model.generation_config = GenerationConfig(**settings)  # type: ignore[no-untyped-call]  # transformers' own
         self._model, self._device = model, device
+        self._resumes = goes_on_from_keys_and_values(model)
+        self._window = getattr(text, "sliding_window", None)
 
     def write(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Reply]:
         """Replies to one batch, in order."""
         longest = max(len(prompt.ids) for prompt in prompts)
+        n_shared = self._shared_length(prompts, longest + decoding.max_tokens)
         ids_BT = torch.full((len(prompts), longest), self._pad)
         mask_BT = torch.zeros_like(ids_BT)
         for row, prompt in enumerate(prompts):
-            begin = longest - len(prompt.ids)
-            ids_BT[row, begin:], mask_BT[row, begin:] = torch.tensor(prompt.ids), 1
+            begin = longest - len(prompt.ids) + n_shared
+            ids_BT[row, :n_shared], ids_BT[row, begin:] = torch.tensor(prompt.ids).tensor_split([n_shared])
+            mask_BT[row, :n_shared], mask_BT[row, begin:] = 1, 1
+        ids_BT = ids_BT.to(self._device)
         drawing = [_Drawing(prompts, decoding, longest)] if decoding.temperature else []
         with torch.inference_mode():
             written_BT = self._model.generate(
-                ids_BT.to(self._device),
+                ids_BT,
                 attention_mask=mask_BT.to(self._device),
                 max_new_tokens=decoding.max_tokens,
                 do_sample=False,
                 use_cache=True,
                 logits_processor=LogitsProcessorList(drawing),
+                **({"past_key_values": self._begun(ids_BT[:1, :n_shared], len(prompts))} if n_shared else {}),
             )
         return [self._reply(row) for row in written_BT[:, longest:].tolist()]
+
+    def _shared_length(self, prompts: Sequence[Prompt], n_most: int) -> int:
+        """How many tokens of a batch are computed once; none where the padding behind them would push them out of a window."""
+        return shared_length(prompts) if self._resumes and n_most <= (self._window or n_most) else 0
+
+    def _begun(self, ids_1P: torch.Tensor, n_rows: int) -> DynamicCache:
+        """The keys and values of what all rows begin with, for each of them."""
+        cache = empty_cache()
+        self._model.base_model(ids_1P, past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(n_rows)
+        return cache
 
     def _reply(self, ids: list[int]) -> Reply:
         stop = next((place for place, token in enumerate(ids) if token in self._ends), len(ids))

@@ -78,3 +78,26 @@ def goemotions() -> Path:
     if not _GOEMOTIONS.is_dir():
         pytest.skip("GoEmotions is not here; these tests want its Parquet files in ../shared/data/goemotions")
     return _GOEMOTIONS
+
+
+@pytest.fixture(scope="session")
+def replying_model(builtin_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A Llama with a head and random weights that ends about every tenth token, and the built-in model's tokenizer."""
+    directory = tmp_path_factory.mktemp("models") / "replying"
+    directory.mkdir()
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=192,
+        initializer_range=0.3,
+        eos_token_id=list(range(2, 49152, 10)),
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(directory)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(builtin_model.directory / name, directory / name)
+    return Model(str(directory), directory)

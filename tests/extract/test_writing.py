@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from analyze.query import Run
 from extract.corpus import Corpus, read_corpus
@@ -59,6 +59,45 @@ def test_at_temperature_0_replies_are_the_likeliest_tokens_one_by_one(
 ) -> None:
     written = engine.write(prompts, Decoding(6))
     assert written == [likeliest_one_by_one(writing_model, prompt.ids, 6) for prompt in prompts]
+
+
+_head = st.lists(st.integers(3, 49151), min_size=8, max_size=20).map(tuple)
+
+
+def begun_with(head: tuple[int, ...], prompts: list[Prompt]) -> list[Prompt]:
+    return [Prompt(head + p.ids, len(head), len(head) + p.stop, len(head) + p.prompt_stop) for p in prompts]
+
+
+@settings(max_examples=8, deadline=None)
+@given(head=_head, prompts=_prompts)
+def test_what_prompts_begin_with_is_computed_once_and_makes_no_other_reply(
+    engine: Engine, writing_model: Model, head: tuple[int, ...], prompts: list[Prompt]
+) -> None:
+    whole = begun_with(head, prompts)
+    assert engine.write(whole, Decoding(6)) == [likeliest_one_by_one(writing_model, prompt.ids, 6) for prompt in whole]
+
+
+def test_replies_behind_a_shared_beginning_are_drawn_with_the_same_random_numbers(engine: Engine) -> None:
+    whole = begun_with(tuple(range(100, 120)), [prompt_of((5, 6)), prompt_of((7,)), prompt_of((8, 9, 10, 11))])
+    drawn = Decoding(6, temperature=0.8)
+    assert engine.write(whole, drawn) == [engine.write([prompt], drawn)[0] for prompt in whole]
+
+
+@pytest.mark.parametrize("window", [12, 40])
+def test_attention_through_a_window_sees_the_same_tokens_behind_a_shared_beginning(window: int, tmp_path: Path) -> None:
+    """A window that is shorter than a batch is long would count the padding between a row's beginning and its rest."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = MistralConfig(
+        vocab_size=300, num_key_value_heads=2, sliding_window=window, initializer_range=0.5, eos_token_id=[2], **sizes
+    )
+    MistralForCausalLM(config).save_pretrained(tmp_path)
+    head = tuple(range(10, 20))
+    rests = [tuple(range(start, start + length)) for start, length in ((30, 14), (50, 2), (60, 7), (80, 1))]
+    prompts = begun_with(head, [prompt_of(rest) for rest in rests])
+    written = Engine(tmp_path, "float32", "sdpa", "cpu", writes=True).write(prompts, Decoding(6))
+    model = Model(str(tmp_path), tmp_path)
+    assert written == [likeliest_one_by_one(model, prompt.ids, 6) for prompt in prompts]
 
 
 @settings(max_examples=8, deadline=None)
