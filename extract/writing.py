@@ -30,6 +30,8 @@ _BUDGETS = 8
 
 _SORTED_FIRST = 2048
 """Of the likeliest tokens, which nearly always have top-p of the probability."""
+_GOLDEN, _FIRST, _SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685
+"""SplitMix64's constants as signed 64-bit numbers."""
 
 
 class Writer:
@@ -91,29 +93,59 @@ class _Drawing(LogitsProcessor):
     """Draws a token for each row with the row's own random numbers, and leaves only that one possible."""
 
     def __init__(self, prompts: Sequence[Prompt], decoding: Decoding, n_before: int) -> None:
-        uniform = [_generator(prompt, decoding.seed).random(decoding.max_tokens) for prompt in prompts]
-        self._uniform_BT = torch.from_numpy(np.stack(uniform))
+        self._key_B = torch.tensor([_key(prompt, decoding.seed) for prompt in prompts])
         self._decoding, self._n_before = decoding, n_before
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        uniform_B = self._uniform_BT[:, input_ids.shape[1] - self._n_before].to(scores.device)
-        drawn_B1 = draw(scores, self._decoding.temperature, self._decoding.top_p, uniform_B)
+        step = input_ids.shape[1] - self._n_before
+        key_B = mixed(self._key_B.to(scores.device) + step)
+        drawn_B1 = draw(scores, self._decoding.temperature, self._decoding.top_p, key_B)
         return torch.full_like(scores, -torch.inf).scatter(1, drawn_B1, 0.0)
 
 
-def draw(logits_BV: torch.Tensor, temperature: float, top_p: float, uniform_B: torch.Tensor) -> torch.Tensor:
-    """The tokens (B, 1) that uniform numbers from 0 to 1 pick, where likelier tokens lie before the others."""
-    share_BV = (logits_BV.double() / temperature).softmax(dim=1)
-    n_tokens = share_BV.shape[1]
+def draw(logits_BV: torch.Tensor, temperature: float, top_p: float, key_B: torch.Tensor) -> torch.Tensor:
+    """Tokens (B, 1) drawn from the softmax: the largest of logits with Gumbel noise, which a row's key and the token fix.
+
+    Walking up the cumulated probabilities to one uniform number was rejected: their rounding, which depends on the rows of a
+    batch, decides between neighbouring tokens. Here it does only where the two largest sums are equal to the last bits.
+    """
+    scaled_BV = logits_BV.double() / temperature
+    token_V = torch.arange(scaled_BV.shape[1], device=scaled_BV.device)
+    noisy_BV = scaled_BV - (-_uniform(mixed(key_B[:, None] ^ mixed(token_V))).log()).log()
+    if top_p < 1:
+        noisy_BV = noisy_BV.masked_fill(scaled_BV < _least_likely(scaled_BV, top_p), -torch.inf)
+    return noisy_BV.argmax(dim=1, keepdim=True)
+
+
+def _least_likely(scaled_BV: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The smallest (B, 1) of the fewest largest logits that have top-p of the probability together."""
+    whole_B1, n_tokens = scaled_BV.logsumexp(dim=1, keepdim=True), scaled_BV.shape[1]
     for n_sorted in (_SORTED_FIRST, n_tokens):  # sorting all of a vocabulary takes longer than a step of a small model
-        likely_BS, token_BS = share_BV.topk(min(n_sorted, n_tokens), dim=1)
-        above_BS = likely_BS.cumsum(dim=1)
-        last_B1 = (above_BS - likely_BS < top_p).sum(dim=1, keepdim=True) - 1  # the likeliest is always possible
-        wanted_B1 = uniform_B[:, None] * above_BS.gather(1, last_B1).clamp(max=1)
-        place_B1 = torch.searchsorted(above_BS, wanted_B1, right=True)
-        if (above_BS[:, -1] >= top_p).all() or n_sorted >= n_tokens:
+        likely_BS = scaled_BV.topk(min(n_sorted, n_tokens), dim=1).values
+        share_BS = (likely_BS - whole_B1).exp()
+        above_BS = share_BS.cumsum(dim=1)
+        if (above_BS[:, -1] >= top_p).all():
             break
-    return token_BS.gather(1, torch.minimum(place_B1, last_B1))
+    n_before_B1 = (above_BS - share_BS < top_p).sum(dim=1, keepdim=True)  # the likeliest is always possible
+    return likely_BS.gather(1, n_before_B1 - 1)
+
+
+def mixed(value: torch.Tensor) -> torch.Tensor:
+    """64 bits for each of 64 bits, any two as good as independent: the finaliser of SplitMix64 (Steele et al. 2014)."""
+    value = value + _GOLDEN
+    value = (value ^ _shifted(value, 30)) * _FIRST
+    value = (value ^ _shifted(value, 27)) * _SECOND
+    return value ^ _shifted(value, 31)
+
+
+def _shifted(value: torch.Tensor, n_bits: int) -> torch.Tensor:
+    """To the right, with zeros coming in: torch has no unsigned arithmetic."""
+    return (value >> n_bits) & ((1 << (64 - n_bits)) - 1)
+
+
+def _uniform(bits: torch.Tensor) -> torch.Tensor:
+    """Numbers between 0 and 1, neither of them included."""
+    return (_shifted(bits, 12).double() + 0.5) / 2**52
 
 
 def plan_replies(prompts: Sequence[Prompt], max_tokens: int, token_budget: int) -> Iterator[list[int]]:
@@ -129,6 +161,6 @@ def plan_replies(prompts: Sequence[Prompt], max_tokens: int, token_budget: int) 
         yield batch
 
 
-def _generator(prompt: Prompt, seed: int) -> np.random.Generator:
+def _key(prompt: Prompt, seed: int) -> int:
     digest = hashlib.sha256(np.asarray((seed, *prompt.ids), "<i8").tobytes()).digest()
-    return np.random.default_rng(np.frombuffer(digest, np.uint32))
+    return int.from_bytes(digest[:8], "little", signed=True)
