@@ -36,6 +36,7 @@ SOLVERS = ("affectome", "scikit-learn")
 """Who fits them."""
 
 Probe = LinearProbe | MlpProbe
+_MOST_SIDE_BY_SIDE = 128  # of many labels: each takes memory by row and by width
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -214,7 +215,8 @@ def _logistic(prepared: Prepared, wanted: Sequence[tuple[int, float]]) -> Sequen
         unit = standardise(moments)
         assert not isinstance(fit.target, Values), "values are fitted by ridge"
         problems += [Problem(fit.rows_N, target, unit, moments.weight, c) for target in _alone(fit.target)]
-    solved = iter(fit_logistic(prepared.states, problems, prepared.weight_N))
+    parts = [problems[begin : begin + _MOST_SIDE_BY_SIDE] for begin in range(0, len(problems), _MOST_SIDE_BY_SIDE)]
+    solved = iter([probe for part in parts for probe in fit_logistic(prepared.states, part, prepared.weight_N)])
     targets = [prepared.fits[index].target for index, _ in wanted]
     return [
         _side_by_side([next(solved) for _ in _alone(target)]) if isinstance(target, Labels) else next(solved)

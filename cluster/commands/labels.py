@@ -30,11 +30,12 @@ def print_sets(result: "MultiLabelResult") -> None:
     ]
     sizes = f"{result.n_train:,} train, {result.n_test:,} test"
     what = f"{len(result.classes)} labels of column {result.spec.column}"
-    print_rows(f"{result.site}, {result.spec.kind} probes of {what}: {sizes}, chance {result.chance:.3f}", rows, as_json=False)
+    title = f"{result.site}, {result.spec.kind} probes of {what}: {sizes}, chance of an exact set {result.chance:.3f}"
+    print_rows(title, rows, as_json=False)
     best = result.best.test
     labels: list[Row] = [
-        {"label": label, "carried_by": share, "auroc_[95%]": _text(area), "f1_[95%]": _text(f1)}
-        for label, share, area, f1 in zip(result.classes, result.n_carrying, best.label_auroc, best.label_f1, strict=True)
+        {"label": label, "carried_by": count, "auroc_[95%]": _text(area), "f1_[95%]": _text(f1)}
+        for label, count, area, f1 in zip(result.classes, result.n_carrying, best.label_auroc, best.label_f1, strict=True)
     ]
     print_rows(f"Each label at layer {result.best_layer}, of {result.n_test:,} test utterances", labels, as_json=False)
 
@@ -60,14 +61,15 @@ def print_values(result: "ValueResult") -> None:
 
 def tell_what_is_left_out(result: "MultiLabelResult | ValueResult") -> None:
     """Say on standard error which rows and labels are left out, and why."""
+    from analyze.multilabel import MultiLabelResult
+
     if result.n_unlabelled:
         note(f"left out {result.n_unlabelled:,} rows because they have nothing in column {result.spec.column}")
     if result.n_other_split:
         note(f"left out {result.n_other_split:,} rows because their split is neither train nor test")
-    rare = getattr(result, "left_out", ())
-    if rare:
-        named = ", ".join(f"{entry.label} ({entry.n_train:,} train, {entry.n_test:,} test)" for entry in rare)
-        note(f"left out {len(rare):,} labels because too few utterances carry them, or too few do not: {named}")
+    if isinstance(result, MultiLabelResult) and result.left_out:
+        rare = [f"{entry.label} ({entry.n_train:,} train, {entry.n_test:,} test)" for entry in result.left_out]
+        note(f"left out {len(rare):,} labels because too few utterances carry them, or too few do not: {', '.join(rare)}")
 
 
 def print_predictions(title: str, form: str, made: "Made", texts: Sequence[str], said_NK: "Floats", as_json: bool) -> None:

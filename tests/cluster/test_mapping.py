@@ -59,11 +59,11 @@ def test_probes_of_lists_and_numbers_are_the_same_bits(plant: Plant, on_ray: Map
         spec = ProbeSpec(kind, column="labels")
         sets, sets_here = (probe_sets(run, "resid.last", run.layers, spec, mapper=mapper) for mapper in (on_ray, in_threads))
         assert sets.result == sets_here.result
-        assert pickle.dumps(sets.probes) == pickle.dumps(sets_here.probes)
+        assert [pickle.dumps(probe) for probe in sets.probes] == [pickle.dumps(probe) for probe in sets_here.probes]
     spec = ProbeSpec("ridge", column="valence")
     values, values_here = (probe_values(run, "resid.last", run.layers, spec, mapper=mapper) for mapper in (on_ray, in_threads))
     assert values.result == values_here.result
-    assert pickle.dumps(values.probes) == pickle.dumps(values_here.probes)
+    assert [pickle.dumps(probe) for probe in values.probes] == [pickle.dumps(probe) for probe in values_here.probes]
 
 
 def test_persistence_is_the_same_bits(plant: Plant, on_ray: Mapper) -> None:
