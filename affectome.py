@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from analyze.multilabel import MultiLabelResult
     from analyze.probes import ProbeResult
     from analyze.query import Run, Store
+    from analyze.valued import ValueResult
 
 __all__ = ["analyze", "extract", "open"]
 
@@ -76,15 +78,27 @@ def extract(
     return Run(extract_run(Request(model=model, corpus=read_corpus(corpus), **options), store, Execution(workers, address)))
 
 
-def analyze(run: "Run", *, site: str = "resid.last", kind: str = "linear") -> "ProbeResult":
+def analyze(
+    run: "Run", *, site: str = "resid.last", kind: str | None = None, label: str = "label"
+) -> "ProbeResult | MultiLabelResult | ValueResult":
     """Fit and score a probe on every layer of a run.
+
+    Args:
+        kind: linear, ridge, difference, logistic or mlp; without it linear, and ridge for numbers.
+        label: what to read, a column of the corpus: of text (one class each), of lists of text, or of numbers.
 
     Raises:
         ValueError: the run is not finished, has no usable labels, or lacks the site.
     """
+    from analyze.columns import CLASSES, SETS, form_of, usual_kind
+    from analyze.multilabel import probe_sets
     from analyze.probes import ProbeSpec, probe_layers
+    from analyze.valued import probe_values
 
-    return probe_layers(run, site, run.layers_of(site), ProbeSpec(kind)).result
+    form, spec, layers = form_of(run, label), ProbeSpec(kind or usual_kind(run, label), column=label), run.layers_of(site)
+    if form == CLASSES:
+        return probe_layers(run, site, layers, spec).result
+    return probe_sets(run, site, layers, spec).result if form == SETS else probe_values(run, site, layers, spec).result
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """Which utterances an analysis may use, and which of them a probe is tested on.
 
-An utterance counts when it carries one label. Utterances of one pair are a *situation* and never stand on both sides of a
-split: a probe that has seen a situation with the word would be flattered on the same situation without it.
+An utterance counts when its label is there; lists of labels and numbers are in analyze.annotations. Utterances of one pair
+are a *situation* and never stand on both sides of a split: a probe that has seen a situation with the word would be flattered
+on the same situation without it.
 """
 
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from analyze.columns import LABEL, names_of
 from analyze.query import Run
 
 SEED = 0
@@ -19,9 +21,11 @@ SEED = 0
 
 FEWEST_SITUATIONS = 5
 """Fewest situations of each label that an analysis accepts."""
+FEWEST_IN_TRAIN = 3
+"""Fewest of them in the training split."""
+TEST_PART = 5
+"""One in so many situations is drawn as test."""
 
-_TEST_PART = 5
-_FEWEST_IN_TRAIN = 3
 _SIDES = ("train", "test")
 
 Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -29,21 +33,27 @@ Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
-class Examples:
-    """Labelled utterances of a run."""
+class Usable:
+    """The utterances of a run that an analysis may use: their label is there, and they are on a side of the split."""
 
     rows: NDArray[np.int64]
     """Their corpus rows, ascending, (n,)."""
-    labels: NDArray[np.str_]
-    """Their labels, (n,)."""
     groups: NDArray[np.int64]
     """Number of each one's situation, (n,)."""
     own_split: NDArray[np.str_] | None
     """The corpus's own split of each, `train` or `test`, (n,); None where it has none."""
     n_unlabelled: int
-    """Utterances left out because they carry no single label."""
+    """Utterances left out because they carry no label; a single one, where that is what is read."""
     n_other_split: int
     """Utterances left out because their `split` is neither train nor test."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examples(Usable):
+    """Utterances of one label each."""
+
+    labels: NDArray[np.str_]
+    """Their labels, (n,)."""
 
     def take(self, chosen: NDArray[np.bool_]) -> "Examples":
         """Some of them."""
@@ -76,33 +86,49 @@ class Split:
     """How it was made, for people."""
 
 
-def labelled_examples(run: Run) -> Examples:
+def labelled_examples(run: Run, column: str = LABEL) -> Examples:
     """The run's labelled utterances; those whose `split` is neither train nor test are left out.
 
     Raises:
-        ValueError: there are no labels, only one, or one with too few situations.
+        ValueError: there are no labels, only one, or one with too few situations; or the column holds lists or numbers.
+    """
+    labels = names_of(run, column)
+    usable = usable_utterances(run, labels != "", column)
+    examples = Examples(
+        rows=usable.rows,
+        groups=usable.groups,
+        own_split=usable.own_split,
+        n_unlabelled=usable.n_unlabelled,
+        n_other_split=usable.n_other_split,
+        labels=labels[usable.rows],
+    )
+    _check_situations(examples)
+    return examples
+
+
+def usable_utterances(run: Run, labelled: NDArray[np.bool_], column: str) -> Usable:
+    """Those that are labelled and, where the corpus has a split, in train or test.
+
+    Args:
+        labelled: whether the column of labels says something of each utterance of the run.
+
+    Raises:
+        ValueError: there are none.
     """
     table = run.utterances()
-    if "label" not in table.column_names:
-        raise ValueError(f"the corpus of run {run.run_id} has no column 'label', which this analysis needs")
-    labels = np.array([label or "" for label in table["label"].to_pylist()])
-    labelled = labels != ""
     if not labelled.any():
-        raise ValueError(f"no utterance of run {run.run_id} carries a label, which this analysis needs")
+        raise ValueError(f"no utterance of run {run.run_id} carries a label in column {column!r}, which this analysis needs")
     own_split = np.array([str(side) for side in table["split"].to_pylist()]) if "split" in table.column_names else None
     kept = labelled if own_split is None else labelled & np.isin(own_split, _SIDES)
     if not kept.any():
         raise ValueError(f"no labelled utterance of run {run.run_id} has the split train or test")
-    examples = Examples(
+    return Usable(
         rows=np.flatnonzero(kept),
-        labels=labels[kept],
         groups=_groups(table)[kept],
         own_split=None if own_split is None else own_split[kept],
         n_unlabelled=int((~labelled).sum()),
         n_other_split=int((labelled & ~kept).sum()),
     )
-    _check_situations(examples)
-    return examples
 
 
 def split_examples(examples: Examples) -> Split:
@@ -111,17 +137,28 @@ def split_examples(examples: Examples) -> Split:
     Raises:
         ValueError: a label is missing on one side, or a pair stands on both.
     """
-    if examples.own_split is not None:
-        split = Split(examples.own_split == "test", "the corpus's own")
-        both = set(examples.groups[split.test].tolist()) & set(examples.groups[~split.test].tolist())
-        if both:
-            rows = examples.rows[examples.groups == min(both)].tolist()
-            raise ValueError(f"{len(both):,} pairs stand in both train and test (first: rows {rows}); keep a pair on one side")
-    else:
+    split = own_split(examples)
+    if split is None:
         test = np.zeros(len(examples.labels), np.bool_)
-        test[folds(examples.labels, examples.groups, _TEST_PART)[0][1]] = True
+        test[folds(examples.labels, examples.groups, TEST_PART)[0][1]] = True
         split = Split(test, f"drawn, a fifth of each label as test, seed {SEED}")
     _check_sides(examples, split)
+    return split
+
+
+def own_split(usable: Usable) -> Split | None:
+    """The corpus's own split; None where it has none.
+
+    Raises:
+        ValueError: a pair stands on both sides.
+    """
+    if usable.own_split is None:
+        return None
+    split = Split(usable.own_split == "test", "the corpus's own")
+    both = set(usable.groups[split.test].tolist()) & set(usable.groups[~split.test].tolist())
+    if both:
+        rows = usable.rows[usable.groups == min(both)].tolist()
+        raise ValueError(f"{len(both):,} pairs stand in both train and test (first: rows {rows}); keep a pair on one side")
     return split
 
 
@@ -168,8 +205,8 @@ def _check_sides(examples: Examples, split: Split) -> None:
         mine = examples.labels == name
         n_test = int(split.test[mine].sum())
         n_train = len(np.unique(examples.groups[mine & ~split.test]))
-        if n_test < 1 or n_train < _FEWEST_IN_TRAIN:
+        if n_test < 1 or n_train < FEWEST_IN_TRAIN:
             raise ValueError(
                 f"label {name!r} has {n_train} situations in split train and {n_test} examples in test; "
-                f"a probe needs at least {_FEWEST_IN_TRAIN} and 1"
+                f"a probe needs at least {FEWEST_IN_TRAIN} and 1"
             )

@@ -8,18 +8,18 @@ Shape suffixes: N rows, B rows of a block, D width, K classes.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
+from scipy.special import expit, softmax
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 
-from analyze.linear import LinearProbe, difference, discriminant, ridge, standardise
+from analyze.linear import LinearProbe, Spectrum, difference, discriminant, discriminants, ridge, spectrum, standardise
 from analyze.logistic import Problem, fit_logistic
 from analyze.mlp import MlpProbe, MlpProblem, fit_mlp
-from analyze.moments import Floats, Moments, Target, Values, Wanted, gather
+from analyze.moments import Floats, Labels, Moments, Target, Values, Wanted, gather
 from analyze.states import States
 
 PATHS: dict[str, tuple[float, ...]] = {
@@ -36,6 +36,7 @@ SOLVERS = ("affectome", "scikit-learn")
 """Who fits them."""
 
 Probe = LinearProbe | MlpProbe
+_MOST_SIDE_BY_SIDE = 128  # of many labels: each takes memory by row and by width
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +46,7 @@ class Fit:
     rows_N: NDArray[np.bool_]
     """The rows."""
     target: Wanted
-    """Their classes, or values."""
+    """Their classes, values or labels."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,11 +132,17 @@ def read(states: States, readings: Sequence[tuple[Probe, NDArray[np.int64]]]) ->
 
 
 def read_probabilities(states: States, readings: Sequence[tuple[Probe, NDArray[np.int64]]]) -> list[Floats]:
-    """As `read`, with logits as probabilities; margins and values as they are."""
-    return [
-        softmax(scores.astype(np.float64), axis=1) if probe.gives == "logits" else scores.astype(np.float64)
-        for (probe, _), scores in zip(readings, read(states, readings), strict=True)
-    ]
+    """As `read`, with logits and log-odds as probabilities; margins and values as they are."""
+    return [_probabilities(probe, scores) for (probe, _), scores in zip(readings, read(states, readings), strict=True)]
+
+
+def _probabilities(probe: Probe, scores_NK: NDArray[np.float32]) -> Floats:
+    exact_NK: Floats = scores_NK.astype(np.float64)
+    if probe.gives == "logits":
+        exact_NK = softmax(exact_NK, axis=1)
+    elif probe.gives == "log-odds":
+        exact_NK = expit(exact_NK)
+    return exact_NK
 
 
 class _Stack:
@@ -164,7 +171,19 @@ def _n_columns(probe: Probe) -> int:
 
 
 def _one_by_one(prepared: Prepared, wanted: Sequence[tuple[int, float]], kind: str) -> list[LinearProbe]:
-    return [_closed_form(prepared.moments[index], prepared.fits[index].target, strength, kind) for index, strength in wanted]
+    """Those of the same rows one after another: discriminants of labels share a spectrum, and one at a time is held."""
+    found: dict[int, LinearProbe] = {}
+    shared: tuple[int, Spectrum] | None = None
+    for place in sorted(range(len(wanted)), key=lambda place: wanted[place][0]):
+        index, strength = wanted[place]
+        fit, moments = prepared.fits[index], prepared.moments[index]
+        if kind == "linear" and isinstance(fit.target, Labels):
+            if shared is None or shared[0] != id(fit.rows_N):
+                shared = id(fit.rows_N), spectrum(moments)
+            found[place] = discriminants(moments, shared[1], strength)
+        else:
+            found[place] = _closed_form(moments, fit.target, strength, kind)
+    return [found[place] for place in range(len(wanted))]
 
 
 def _closed_form(moments: Moments, target: Wanted, strength: float, kind: str) -> LinearProbe:
@@ -174,23 +193,49 @@ def _closed_form(moments: Moments, target: Wanted, strength: float, kind: str) -
 
 
 def _together(prepared: Prepared, wanted: Sequence[tuple[int, float]], kind: str) -> list[Probe]:
-    """Those of as many classes side by side."""
+    """Those of as many classes side by side; labels are each of two."""
+    sizes = [_n_of_one(prepared.fits[index].target) for index, _ in wanted]
     found: dict[int, Probe] = {}
-    for n_classes in sorted({prepared.fits[index].target.n_classes for index, _ in wanted}):
-        places = [place for place, (index, _) in enumerate(wanted) if prepared.fits[index].target.n_classes == n_classes]
+    for n_classes in sorted(set(sizes)):
+        places = [place for place, size in enumerate(sizes) if size == n_classes]
         chosen = [wanted[place] for place in places]
         probes = _logistic(prepared, chosen) if kind == "logistic" else _mlp(prepared, chosen)
         found |= dict(zip(places, probes, strict=True))
     return [found[place] for place in range(len(wanted))]
 
 
+def _n_of_one(target: Wanted) -> int:
+    return 2 if isinstance(target, Labels) else target.n_classes
+
+
 def _logistic(prepared: Prepared, wanted: Sequence[tuple[int, float]]) -> Sequence[Probe]:
     problems = []
     for index, c in wanted:
         fit, moments = prepared.fits[index], prepared.moments[index]
-        assert isinstance(fit.target, Target), "values are fitted by ridge"
-        problems.append(Problem(fit.rows_N, fit.target, standardise(moments), moments.weight, c))
-    return fit_logistic(prepared.states, problems, prepared.weight_N)
+        unit = standardise(moments)
+        assert not isinstance(fit.target, Values), "values are fitted by ridge"
+        problems += [Problem(fit.rows_N, target, unit, moments.weight, c) for target in _alone(fit.target)]
+    parts = [problems[begin : begin + _MOST_SIDE_BY_SIDE] for begin in range(0, len(problems), _MOST_SIDE_BY_SIDE)]
+    solved = iter([probe for part in parts for probe in fit_logistic(prepared.states, part, prepared.weight_N)])
+    targets = [prepared.fits[index].target for index, _ in wanted]
+    return [
+        _side_by_side([next(solved) for _ in _alone(target)]) if isinstance(target, Labels) else next(solved)
+        for target in targets
+    ]
+
+
+def _alone(target: Target | Labels) -> list[Target]:
+    return [target.alone(label) for label in range(target.n_classes)] if isinstance(target, Labels) else [target]
+
+
+def _side_by_side(probes: Sequence[LinearProbe]) -> LinearProbe:
+    """What probes of a label's absence and presence say of presence, a column for each."""
+    gives = "log-odds" if probes[0].gives == "logits" else probes[0].gives
+    return LinearProbe(
+        np.stack([probe.weight_DK[:, 1] - probe.weight_DK[:, 0] for probe in probes], axis=1),
+        np.array([probe.bias_K[1] - probe.bias_K[0] for probe in probes]),
+        gives,
+    )
 
 
 def _mlp(prepared: Prepared, wanted: Sequence[tuple[int, float]]) -> Sequence[Probe]:
@@ -198,13 +243,18 @@ def _mlp(prepared: Prepared, wanted: Sequence[tuple[int, float]]) -> Sequence[Pr
     (epochs,) = {int(strength) for _, strength in wanted}
     for index, _ in wanted:
         fit = prepared.fits[index]
-        assert isinstance(fit.target, Target), "values are fitted by ridge"
+        assert isinstance(fit.target, Target), "it tells classes apart"
         problems.append(MlpProblem(fit.rows_N, fit.target, standardise(prepared.moments[index])))
     return fit_mlp(prepared.states, problems, epochs, prepared.weight_N)
 
 
 def _scikit_learn(prepared: Prepared, index: int, strength: float, kind: str) -> LinearProbe:
-    fit, unit = prepared.fits[index], standardise(prepared.moments[index])
+    fit = prepared.fits[index]
+    if isinstance(fit.target, Labels):
+        alone = [Fit(fit.rows_N, target) for target in _alone(fit.target)]
+        each = replace(prepared, fits=tuple(alone), moments=(prepared.moments[index],) * len(alone))
+        return _side_by_side([_scikit_learn(each, label, strength, kind) for label in range(len(alone))])
+    unit = standardise(prepared.moments[index])
     x_MD = np.concatenate([block_BD[fit.rows_N[rows]] for rows, block_BD in prepared.states.blocks()]).astype(np.float64)
     x_MD = (x_MD - unit.mean_D) / unit.scale_D
     weights = {} if prepared.weight_N is None else {"sample_weight": prepared.weight_N[fit.rows_N]}

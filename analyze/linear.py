@@ -27,7 +27,8 @@ class LinearProbe:
     bias_K: Floats
     """The scores of the state 0."""
     gives: str
-    """What the scores are: `logits` (their softmax is a probability), `margins` (they only rank), or `values`."""
+    """What the scores are: `logits` (their softmax is a probability), `log-odds` (each one's logistic function is), `margins`
+    (they only rank), or `values`."""
 
     def around(self, origin_D: NDArray[np.floating]) -> "LinearProbe":
         """The same probe for states less an origin."""
@@ -85,6 +86,53 @@ def discriminant(moments: Moments, shrinkage: float) -> LinearProbe:
     weight_DK = _solve(shrunk_DD, mean_DK)
     bias_K = np.log(share_K) - 0.5 * np.einsum("dk,dk->k", mean_DK, weight_DK)
     return _in_raw_units(weight_DK, bias_K, unit, "logits")
+
+
+@dataclass(frozen=True, slots=True)
+class Spectrum:
+    """Standardised states in directions in which they are uncorrelated: what all questions about the same rows share."""
+
+    unit: Standardised
+    """Of the rows, with some target."""
+    variance_E: Floats
+    """Along each direction, ascending."""
+    direction_DE: Floats
+    """The directions, of length 1."""
+
+
+def spectrum(moments: Moments) -> Spectrum:
+    """Rotate states so that they can be regularised anew, or asked another question, without solving again."""
+    unit = standardise(moments)
+    variance_E, direction_DE = np.linalg.eigh(unit.covariance_DD)
+    return Spectrum(unit, variance_E, direction_DE)
+
+
+def discriminants(moments: Moments, shared: Spectrum, shrinkage: float) -> LinearProbe:
+    """For each label the discriminant analysis of those that have it against those that do not.
+
+    The within-class covariance of a label is the covariance of all less a part of rank one, so that one rotation solves for
+    every label and shrinkage; as many factorisations as there are labels and shrinkages would cost minutes a layer.
+
+    Args:
+        moments: with a target of labels.
+        shared: the spectrum of the same rows.
+        shrinkage: as in `discriminant`.
+    """
+    unit, width = shared.unit, len(shared.variance_E)
+    share_K = np.clip(moments.y_T / moments.weight, _ABSENT, 1 - _ABSENT)
+    product_K = share_K * (1 - share_K)
+    with_y_DK = moments.xy_DT / moments.weight - np.outer(unit.mean_D, moments.y_T / moments.weight)
+    with_y_DK[np.diagonal(unit.covariance_DD) == 0] = 0
+    turned_EK = shared.direction_DE.T @ (with_y_DK / unit.scale_D[:, None])
+    trace_K = shared.variance_E.sum() - (turned_EK**2).sum(axis=0) / product_K
+    variance_EK = (1 - shrinkage) * shared.variance_E[:, None] + shrinkage * np.maximum(trace_K, 0) / width
+    least = width * np.finfo(np.float64).eps * max(float(variance_EK.max()), _ABSENT)
+    solved_EK = np.divide(turned_EK, variance_EK, out=np.zeros_like(turned_EK), where=variance_EK > least)
+    explained_K = (1 - shrinkage) * np.einsum("ek,ek->k", turned_EK, solved_EK) / product_K
+    solved_EK /= np.maximum(1 - explained_K, _NOISE) * product_K
+    apart_K = np.einsum("ek,ek->k", turned_EK, solved_EK) * product_K
+    bias_K = np.log(share_K / (1 - share_K)) - 0.5 * apart_K * (1 / share_K**2 - 1 / (1 - share_K) ** 2)
+    return _in_raw_units(shared.direction_DE @ solved_EK, bias_K, unit, "log-odds")
 
 
 def ridge(moments: Moments, alpha: float, gives: str) -> LinearProbe:

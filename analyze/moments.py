@@ -66,7 +66,24 @@ class Values:
     """One column."""
 
 
-Wanted = Target | Values
+@dataclass(frozen=True, slots=True, eq=False)
+class Labels:
+    """Labels of which any number may hold for a row; each is told from its absence."""
+
+    has_NK: NDArray[np.bool_]
+    """Whether each label holds for each row."""
+
+    @property
+    def n_classes(self) -> int:
+        """How many labels there are."""
+        return int(self.has_NK.shape[1])
+
+    def alone(self, label: int) -> Target:
+        """One of them, as two classes: absent and present."""
+        return Target(self.has_NK[:, label].astype(np.int64), 2)
+
+
+Wanted = Target | Values | Labels
 
 
 def gather(
@@ -93,9 +110,11 @@ def gather(
 
 
 def columns(target: Wanted, rows: slice) -> Floats:
-    """A target's columns for some rows, (B, T): the one-hot class, or the number itself."""
+    """A target's columns for some rows, (B, T): the one-hot class, the number itself, or 1 for each label that holds."""
     if isinstance(target, Values):
         return target.value_N[rows, None]
+    if isinstance(target, Labels):
+        return target.has_NK[rows].astype(np.float64)
     one_hot: Floats = (target.code_N[rows, None] == np.arange(target.n_classes)).astype(np.float64)
     return one_hot
 

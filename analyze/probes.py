@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from analyze.balance import BALANCES, NEUTRAL, balance
+from analyze.columns import LABEL
 from analyze.examples import SEED, Examples, Split, folds, labelled_examples, split_examples
 from analyze.fitting import SOLVERS, Fit, Probe, check_kind, prepare, read_probabilities, solve
 from analyze.mapping import Mapper, ignore, in_threads
@@ -32,8 +33,9 @@ AFFECT = (NEUTRAL, "emotion")
 """The two classes of the binary question."""
 N_SHUFFLES = 5
 """How often labels are shuffled."""
+N_FOLDS = 5
+"""Folds of the training split."""
 
-_N_FOLDS = 5
 _PUNCTUATION = ".,;:!?\"'()"
 
 
@@ -49,6 +51,8 @@ class ProbeSpec:
     """One of BALANCES."""
     solver: str = SOLVERS[0]
     """One of SOLVERS."""
+    column: str = LABEL
+    """The column of the corpus that says what is to be read."""
 
     def check(self) -> None:
         """Make sure that there is such a probe.
@@ -181,12 +185,9 @@ def probe_layers(
         ValueError: the run is not complete, has no usable labels, or lacks the site or a layer; or there is no such probe.
     """
     spec.check()
-    if not Site.parse(site).pooled:
-        raise ValueError(
-            f"{site} has no single vector for each utterance, which a probe reads; choose a site such as resid.last"
-        )
+    require_vectors(site)
     run.require_complete()
-    examples = labelled_examples(run)
+    examples = labelled_examples(run, spec.column)
     split = split_examples(examples)
     scored_N = balance(examples, split, spec.balance).scored_N
     done = mapper(_Work(run, site, spec, examples, split), layers, on_layer)
@@ -217,6 +218,18 @@ def probe_layers(
     return Probed(result, tuple(layer.probe for layer in done))
 
 
+def require_vectors(site: str) -> None:
+    """Refuse a site that has no single vector for each utterance.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if not Site.parse(site).pooled:
+        raise ValueError(
+            f"{site} has no single vector for each utterance, which a probe reads; choose a site such as resid.last"
+        )
+
+
 class _Work:
     """What is done to each layer."""
 
@@ -227,7 +240,7 @@ class _Work:
         self._scored = np.flatnonzero(self._balance.scored_N)
         self._truth = Target(examples.truth, len(examples.classes))
         train = np.flatnonzero(self._train_N)
-        parts = folds(examples.truth[train], examples.groups[train], _N_FOLDS)
+        parts = folds(examples.truth[train], examples.groups[train], N_FOLDS)
         self._held_out = [train[held_out] for _, held_out in parts]
         self._task = Target(_control_task(run, examples, self._train_N), len(examples.classes))
         self._affect = _affect(examples)

@@ -15,11 +15,13 @@ from typing import Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from analyze.geometry import GeometryResult
+from analyze.multilabel import MultiLabelResult
 from analyze.persistence import PersistenceResult
 from analyze.probes import ProbeResult, ProbeSpec
 from analyze.prompting import PromptingResult
 from analyze.query import Run
 from analyze.transfer import TransferResult
+from analyze.valued import ValueResult
 from analyze.zeroshot import ZeroShotResult
 from extract.documents import now
 from extract.identity import canonical_json, sha256_hex
@@ -41,9 +43,20 @@ class Kept(Generic[_Result]):
     """The numbers."""
 
 
-Result = ProbeResult | PersistenceResult | GeometryResult | TransferResult | PromptingResult | ZeroShotResult
+Result = (
+    ProbeResult
+    | MultiLabelResult
+    | ValueResult
+    | PersistenceResult
+    | GeometryResult
+    | TransferResult
+    | PromptingResult
+    | ZeroShotResult
+)
 
 _PROBE: TypeAdapter[Kept[ProbeResult]] = TypeAdapter(Kept[ProbeResult])
+_MULTILABEL: TypeAdapter[Kept[MultiLabelResult]] = TypeAdapter(Kept[MultiLabelResult])
+_VALUES: TypeAdapter[Kept[ValueResult]] = TypeAdapter(Kept[ValueResult])
 _PERSISTENCE: TypeAdapter[Kept[PersistenceResult]] = TypeAdapter(Kept[PersistenceResult])
 _GEOMETRY: TypeAdapter[Kept[GeometryResult]] = TypeAdapter(Kept[GeometryResult])
 _TRANSFER: TypeAdapter[Kept[TransferResult]] = TypeAdapter(Kept[TransferResult])
@@ -62,6 +75,10 @@ def save(run: Run, result: Result) -> None:
     match result:
         case ProbeResult():
             document = _PROBE.dump_python(Kept(versions(), now(), result), mode="json")
+        case MultiLabelResult():
+            document = _MULTILABEL.dump_python(Kept(versions(), now(), result), mode="json")
+        case ValueResult():
+            document = _VALUES.dump_python(Kept(versions(), now(), result), mode="json")
         case PersistenceResult():
             document = _PERSISTENCE.dump_python(Kept(versions(), now(), result), mode="json")
         case GeometryResult():
@@ -80,6 +97,21 @@ def probes(run: Run) -> list[ProbeResult]:
     return list(_current(run, "probe", _PROBE))
 
 
+def multilabels(run: Run) -> list[MultiLabelResult]:
+    """The results of probes of lists of labels, of the present versions kept with a run, by name."""
+    return list(_current(run, "multilabel", _MULTILABEL))
+
+
+def values(run: Run) -> list[ValueResult]:
+    """The results of probes of numbers, of the present versions kept with a run, by name."""
+    return list(_current(run, "values", _VALUES))
+
+
+def probes_of_any(run: Run) -> list[ProbeResult | MultiLabelResult | ValueResult]:
+    """Those of all three: of classes, of lists of labels and of numbers."""
+    return [*probes(run), *multilabels(run), *values(run)]
+
+
 def persistence(run: Run) -> list[PersistenceResult]:
     """The persistence results of the present versions kept with a run, by name."""
     return list(_current(run, "persistence", _PERSISTENCE))
@@ -87,9 +119,7 @@ def persistence(run: Run) -> list[PersistenceResult]:
 
 def probe_name(run: Run, site: str, layers: Sequence[int], spec: ProbeSpec) -> str:
     """What the files of some probes are called, but for what they end in; the same probes made again have the same name."""
-    which = _which(run, site, layers)
-    how = "" if spec == ProbeSpec(spec.kind) else f".{sha256_hex(canonical_json(asdict(spec)))[:8]}"
-    return f"probe.{site}.{which}.{spec.kind}{how}"
+    return f"probe.{_probes_of(run, site, layers, spec)}"
 
 
 def geometries(run: Run) -> list[GeometryResult]:
@@ -114,8 +144,9 @@ def zero_shots(run: Run) -> list[ZeroShotResult]:
 
 def _name(run: Run, result: Result) -> str:
     match result:
-        case ProbeResult():
-            return f"{probe_name(run, result.site, [entry.layer for entry in result.layers], result.spec)}.json"
+        case ProbeResult() | MultiLabelResult() | ValueResult():
+            kind = {ProbeResult: "probe", MultiLabelResult: "multilabel", ValueResult: "values"}[type(result)]
+            return f"{kind}.{_probes_of(run, result.site, [entry.layer for entry in result.layers], result.spec)}.json"
         case PersistenceResult():
             return f"persistence.{result.site}.{result.layer}.{result.kind}.{result.continued_run_id}.json"
         case GeometryResult():
@@ -130,6 +161,11 @@ def _name(run: Run, result: Result) -> str:
         case ZeroShotResult():
             beside = "" if result.beside is None else f".{result.beside.site}.{result.beside.spec.kind}"
             return f"zero-shot.{result.asked_run_id}{beside}.json"
+
+
+def _probes_of(run: Run, site: str, layers: Sequence[int], spec: ProbeSpec) -> str:
+    how = "" if spec == ProbeSpec(spec.kind) else f".{sha256_hex(canonical_json(asdict(spec)))[:8]}"
+    return f"{site}.{_which(run, site, layers)}.{spec.kind}{how}"
 
 
 def _which(run: Run, site: str, layers: Sequence[int]) -> str:

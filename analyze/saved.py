@@ -2,7 +2,8 @@
 
 A probe keeps weights for raw states, so whoever reads the file needs a matrix product and nothing of affectome:
 `logits = states @ weight[layer] + bias[layer]`, in the order of the classes that the file's metadata names. An MLP's are
-`relu(states @ weight[layer] + bias[layer]) @ out_weight[layer] + out_bias[layer]`.
+`relu(states @ weight[layer] + bias[layer]) @ out_weight[layer] + out_bias[layer]`. Of lists of labels they are log-odds, a
+label each, and of numbers the number itself.
 
 Shape suffixes: L layers, N utterances, D width, K classes.
 """
@@ -20,15 +21,18 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from analyze.columns import LABEL
 from analyze.extracting import same_way
 from analyze.fitting import Probe, read_probabilities
 from analyze.linear import LinearProbe
 from analyze.mlp import MlpProbe
 from analyze.moments import Floats
+from analyze.multilabel import ProbedSets
 from analyze.probes import Probed, ProbeSpec
 from analyze.query import Run
 from analyze.results import probe_name, versions
 from analyze.states import states_in
+from analyze.valued import ProbedValues
 from extract.corpus import Corpus
 from extract.documents import now
 from extract.run import extract_missing, plan_run
@@ -51,11 +55,11 @@ class Made:
     layers: tuple[int, ...]
     """Which layers, in the order of the tensors."""
     classes: tuple[str, ...]
-    """What the columns stand for."""
+    """What the columns stand for: classes, labels that may hold together, or the column of numbers."""
     spec: ProbeSpec
     """Which probe."""
     gives: str
-    """What the scores are: `logits` (their softmax is a probability) or `margins`."""
+    """What the scores are, as in linear.LinearProbe."""
     versions: dict[str, str]
     """Versions of the libraries that made it."""
     made: str
@@ -65,7 +69,7 @@ class Made:
 _MADE: TypeAdapter[Made] = TypeAdapter(Made)
 
 
-def save_probes(run: Run, probed: Probed) -> None:
+def save_probes(run: Run, probed: Probed | ProbedSets | ProbedValues) -> None:
     """Keep probes durably; those of the same run, site, layers and specification are replaced."""
     result, probes = probed.result, probed.probes
     layers = tuple(entry.layer for entry in result.layers)
@@ -96,9 +100,10 @@ def load_probes(run: Run, site: str, layers: Sequence[int], spec: ProbeSpec) -> 
     try:
         data = run.stored.objects.read(name)
     except FileNotFoundError as error:
+        which = "" if spec.column == LABEL else f" --label {spec.column}"
         raise ValueError(
             f"run {run.run_id} has no {spec.kind} probes of {site} kept; make them first: "
-            f"affectome probe {run.stored.store_location} {run.run_id} --site {site} --kind {spec.kind}"
+            f"affectome probe {run.stored.store_location} {run.run_id} --site {site} --kind {spec.kind}{which}"
         ) from error
     try:
         made, tensors = _metadata(data), load(data)
@@ -111,7 +116,7 @@ def predict(run: Run, made: Made, probe: Probe, layer: int, texts: Sequence[str]
     """What a probe says of new texts, which go through the run's own model with the run's own template and precision.
 
     Returns:
-        (N, K): probabilities, or margins where the probe gives those.
+        (N, K): probabilities, or margins or numbers where the probe gives those.
 
     Raises:
         ValueError: the probe was fitted to another run, the model is not what it was, or a text cannot be read.

@@ -5,7 +5,8 @@ utterance is its own, this is the usual interval. Accuracy has Wilson's with the
 on a situation only through its cells of the confusion matrix, so resampling the distinct patterns of cells is the
 bootstrap, at a cost that does not grow with their number. AUROC is a U-statistic; its interval comes from its influence
 function (DeLong, DeLong & Clarke-Pearson 1988; summed over clusters as in Obuchowski 1997) and needs no resampling. So do
-those of the log loss, a mean, and of the calibration error, which is one but for the signs of its bins.
+those of the log loss, a mean, and of the calibration error, which is one but for the signs of its bins; and the F1 of labels
+that may hold together, a ratio of means.
 
 Shape suffixes: N examples, G situations, P distinct patterns, K classes, S resamples.
 """
@@ -20,6 +21,7 @@ from scipy.stats import rankdata
 N_RESAMPLES = 2000
 _NORMAL_95 = 1.959964
 _N_BINS = 15
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,42 @@ class Scores:
     """
     confusion: tuple[tuple[int, ...], ...]
     """Number of examples by true class (rows) and predicted class (columns)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetScores:
+    """How well scores fit labels of which any number may hold; a label is named where its score is above 0."""
+
+    auroc: Interval
+    """Mean over labels of the area under the ROC curve."""
+    label_auroc: tuple[Interval, ...]
+    """That area for each label, in the order of the labels."""
+    macro_f1: Interval
+    """Mean over labels of the F1 score."""
+    label_f1: tuple[Interval, ...]
+    """The F1 score of each label, in the order of the labels."""
+    micro_f1: Interval
+    """F1 score of all labels of all examples together."""
+    exact: Interval
+    """Share of examples of which all labels that hold are named and no other (subset accuracy)."""
+
+
+Measure = tuple[float, NDArray[np.float64]]
+"""A score, and each example's influence on it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SetMeasures:
+    """What SetScores gives intervals to."""
+
+    auroc: tuple[Measure, ...]
+    """Of each label."""
+    f1: tuple[Measure, ...]
+    """Of each label."""
+    micro_f1: Measure
+    """Of all together."""
+    exact_N: NDArray[np.bool_]
+    """Whether the labels named are those that hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +153,44 @@ def macro_f1_interval(
     return _percentiles(over_classes * _macro_f1(whole_1KK)[0], over_classes * _macro_f1(resampled_SKK))
 
 
+def score_sets(
+    has_NK: NDArray[np.bool_], score_NK: NDArray[np.floating], groups_N: NDArray[np.int64] | None = None
+) -> SetScores:
+    """Score labels of which any number may hold.
+
+    Args:
+        has_NK: whether each label holds for each example; every one does for some and not for others.
+        score_NK: above 0 where it is said to hold, the more so the higher.
+        groups_N: number of each example's situation; each its own without it.
+    """
+    situation_N = _numbered(groups_N, len(has_NK))
+    measures = measure_sets(has_NK, score_NK)
+    return SetScores(
+        auroc=_normal_interval(*mean_measure(measures.auroc), situation_N),
+        label_auroc=tuple(_normal_interval(*measure, situation_N) for measure in measures.auroc),
+        macro_f1=_normal_interval(*mean_measure(measures.f1), situation_N),
+        label_f1=tuple(_normal_interval(*measure, situation_N) for measure in measures.f1),
+        micro_f1=_normal_interval(*measures.micro_f1, situation_N),
+        exact=_wilson(measures.exact_N, situation_N),
+    )
+
+
+def measure_sets(has_NK: NDArray[np.bool_], score_NK: NDArray[np.floating]) -> SetMeasures:
+    """As `score_sets`, before intervals are made."""
+    named_NK = score_NK > 0
+    hits_NK, both_NK = (has_NK & named_NK).astype(np.float64), has_NK.astype(np.float64) + named_NK
+    return SetMeasures(
+        auroc=tuple(_auroc(has_N, score_N) for has_N, score_N in zip(has_NK.T, score_NK.T, strict=True)),
+        f1=tuple(_f1(hits_N, both_N) for hits_N, both_N in zip(hits_NK.T, both_NK.T, strict=True)),
+        micro_f1=_f1(hits_NK.sum(axis=1), both_NK.sum(axis=1)),
+        exact_N=(has_NK == named_NK).all(axis=1),
+    )
+
+
 def score_values(
     truth_N: NDArray[np.floating], predicted_N: NDArray[np.floating], groups_N: NDArray[np.int64] | None = None
 ) -> ValueScores:
-    """Score predicted numbers; the intervals resample situations.
+    """Score predicted numbers; the intervals resample situations, and only resamples in which the truth varies count.
 
     Args:
         truth_N: true number of each example; they vary.
@@ -126,14 +198,34 @@ def score_values(
         groups_N: number of each example's situation; each its own without it.
     """
     situation_N = _numbered(groups_N, len(truth_N))
-    t_N, p_N = truth_N - truth_N.mean(), predicted_N - predicted_N.mean()
+    t_N, p_N = truth_N - truth_N.mean(), _centred(predicted_N)
     parts_NC = np.stack([np.ones(len(t_N)), t_N, p_N, t_N**2, p_N**2, t_N * p_N, (truth_N - predicted_N) ** 2], axis=1)
     parts_GC = np.zeros((int(situation_N.max()) + 1, parts_NC.shape[1]))
     np.add.at(parts_GC, situation_N, parts_NC)
     generator = np.random.default_rng(0)
     drawn_SC = np.stack([parts_GC[generator.integers(0, len(parts_GC), len(parts_GC))].sum(axis=0) for _ in range(N_RESAMPLES)])
-    whole, resampled = _fit_of_values(parts_GC.sum(axis=0)[None]), _fit_of_values(drawn_SC)
+    varies_S = drawn_SC[:, 3] - drawn_SC[:, 1] ** 2 / drawn_SC[:, 0] > _ROUNDING * parts_GC[:, 3].sum()
+    whole, resampled = _fit_of_values(parts_GC.sum(axis=0)[None]), _fit_of_values(drawn_SC[varies_S])
     return ValueScores(*(_percentiles(float(one[0]), many) for one, many in zip(whole, resampled, strict=True)))
+
+
+def measure_values(truth_N: NDArray[np.floating], predicted_N: NDArray[np.floating]) -> tuple[Measure, Measure]:
+    """R2 and Pearson's r of predicted numbers, before intervals are made."""
+    t_N, p_N, error_N = truth_N - truth_N.mean(), _centred(predicted_N), truth_N - predicted_N
+    spread_t, spread_p = float(np.mean(t_N**2)), float(np.mean(p_N**2))
+    left = float(np.mean(error_N**2)) / spread_t
+    r2 = 1 - left, (left * t_N**2 - error_N**2) / spread_t
+    if spread_p == 0:
+        return r2, (0.0, np.zeros(len(t_N)))
+    t_N, p_N = t_N / np.sqrt(spread_t), p_N / np.sqrt(spread_p)
+    r = float(np.mean(t_N * p_N))
+    return r2, (r, t_N * p_N - r * (t_N**2 + p_N**2) / 2)
+
+
+def _centred(predicted_N: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Less their mean; exactly 0 where they are all the same."""
+    centred_N: NDArray[np.float64] = predicted_N.astype(np.float64) - predicted_N.mean(dtype=np.float64)
+    return centred_N if np.ptp(predicted_N) > 0 else np.zeros(len(predicted_N))
 
 
 def _fit_of_values(parts_SC: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -142,7 +234,7 @@ def _fit_of_values(parts_SC: NDArray[np.float64]) -> tuple[NDArray[np.float64], 
     spread_t, spread_p = tt - t * t / n, pp - p * p / n
     product = np.sqrt(np.maximum(spread_t * spread_p, 0))
     together = np.divide(tp - t * p / n, product, out=np.zeros_like(product), where=product > 0)
-    return 1 - np.divide(errors, spread_t, out=np.full_like(errors, np.inf), where=spread_t > 0), together
+    return 1 - errors / spread_t, np.clip(together, -1, 1)
 
 
 def _numbered(groups_N: NDArray[np.int64] | None, n: int) -> NDArray[np.int64]:
@@ -180,7 +272,7 @@ def share_interval(true_N: NDArray[np.bool_], groups_N: NDArray[np.int64] | None
 
 def macro_area(truth_N: NDArray[np.int64], score_NK: NDArray[np.floating]) -> tuple[float, NDArray[np.float64]]:
     """Mean over classes of the one-vs-rest AUROC, and each example's influence on it."""
-    return _mean_area([_auroc(truth_N == label, score_NK[:, label]) for label in range(score_NK.shape[1])])
+    return mean_measure([_auroc(truth_N == label, score_NK[:, label]) for label in range(score_NK.shape[1])])
 
 
 def area_interval(
@@ -197,7 +289,7 @@ def area_intervals(
     situation_N = _numbered(groups_N, len(truth_N))
     parts = [_auroc(truth_N == label, score_NK[:, label]) for label in range(score_NK.shape[1])]
     of_each = tuple(_normal_interval(area, influence_N, situation_N) for area, influence_N in parts)
-    return _normal_interval(*_mean_area(parts), situation_N), of_each
+    return _normal_interval(*mean_measure(parts), situation_N), of_each
 
 
 def area_difference(
@@ -213,22 +305,29 @@ def area_difference(
 
 
 def mean_over_shuffles(
-    value_R: NDArray[np.float64], influence_N: NDArray[np.float64], groups_N: NDArray[np.int64] | None = None
+    value_R: NDArray[np.float64],
+    influence_N: NDArray[np.float64],
+    groups_N: NDArray[np.int64] | None = None,
+    least: float = 0.0,
 ) -> Interval:
     """The mean of a score over shuffles of the labels.
 
     Its interval covers both chances: which situations were scored (the mean influence of each example), and which shuffles were
     drawn (how much they differ).
+
+    Args:
+        least: the lowest value that the score can have; the highest is 1.
     """
     situation_N = _numbered(groups_N, len(influence_N))
     variance = _clustered_variance(influence_N, situation_N) + float(value_R.var(ddof=1)) / len(value_R)
     half = _NORMAL_95 * float(np.sqrt(variance))
     mean = float(value_R.mean())
-    return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
+    return Interval(mean, max(least, mean - half), min(1.0, mean + half))
 
 
-def _mean_area(parts: Sequence[tuple[float, NDArray[np.float64]]]) -> tuple[float, NDArray[np.float64]]:
-    return float(np.mean([area for area, _ in parts])), np.asarray(np.mean([influence for _, influence in parts], axis=0))
+def mean_measure(parts: Sequence[Measure]) -> Measure:
+    """The mean of some scores, and each example's influence on it."""
+    return float(np.mean([value for value, _ in parts])), np.asarray(np.mean([influence for _, influence in parts], axis=0))
 
 
 def _resample(cell_N: NDArray[np.int64], situation_N: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
@@ -262,6 +361,19 @@ def _wilson(right_N: NDArray[np.bool_], situation_N: NDArray[np.int64]) -> Inter
 def _clustered_variance(influence_N: NDArray[np.floating], situation_N: NDArray[np.int64]) -> float:
     """Variance of a mean-like estimate from the influence of its examples, summed within situations."""
     return float(np.sum(np.bincount(situation_N, influence_N) ** 2)) / len(influence_N) ** 2
+
+
+def _f1(hits_N: NDArray[np.float64], both_N: NDArray[np.float64]) -> Measure:
+    """The F1 score, 0 where nothing holds and nothing is named.
+
+    Args:
+        hits_N: labels of each example that hold and are named.
+        both_N: those that hold and those that are named, added up.
+    """
+    if not both_N.any():
+        return 0.0, np.zeros(len(both_N))
+    value = 2 * float(hits_N.sum()) / float(both_N.sum())
+    return value, (2 * hits_N - value * both_N) / both_N.mean()
 
 
 def _macro_f1(confusion_SKK: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -1,15 +1,20 @@
 """The analyses with their progress, shared by the single commands, the demo and plans. Extraction is in cluster.launch."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow.compute as pc
 
 from analyze import results
+from analyze.columns import CLASSES, LABEL, SETS, form_of
 from analyze.comparing import Similarity, shared_sites, write_comparison
 from analyze.comparison import Measured, compare
 from analyze.geometry import GeometryResult, compare_models, measure_geometry
+from analyze.mapping import Mapper
+from analyze.multilabel import MultiLabelResult, ProbedSets, check_for_sets, probe_sets
 from analyze.persistence import (
     PersistenceResult,
     continued_request,
@@ -26,8 +31,9 @@ from analyze.report.evidence import Evidence
 from analyze.report.findings import headline_probe
 from analyze.saved import load_probes, save_probes
 from analyze.transfer import Source, TransferResult, measure_transfer
+from analyze.valued import ProbedValues, ValueResult, check_for_values, probe_values
 from analyze.zeroshot import ZeroShotResult, measure_zero_shot, zero_shot_request
-from cluster.console import note, progress
+from cluster.console import Meter, note, progress
 from cluster.execution import Execution
 from cluster.launch import extract
 from cluster.mapping import mapper_of
@@ -37,21 +43,60 @@ from extract.objects import LocalObjects
 from extract.request import Request
 from extract.sites import Site
 
+_Probed = TypeVar("_Probed", ProbeResult, MultiLabelResult, ValueResult)
+
 
 def probe(
     run: Run, site: str, layers: Sequence[int], spec: ProbeSpec = DEFAULT, execution: Execution | None = None
 ) -> ProbeResult:
     """Probe layers and keep the probes and their scores; what was kept before for the same layers is used again."""
-    for kept in results.probes(run):
-        if (kept.site, kept.spec, [entry.layer for entry in kept.layers]) == (site, spec, list(layers)):
-            note(f"probes of {site} were kept with run {run.run_id}")
-            return kept
+    if (kept := _kept(results.probes(run), site, layers, spec)) is not None:
+        return kept
     spec.check()  # what cannot be is refused before Ray is started
-    with mapper_of(execution) as mapper, progress(f"probing {site}", len(layers), "layers") as advance:
+    with _probing(site, layers, execution) as (advance, mapper):
         probed = probe_layers(run, site, layers, spec, advance, mapper)
     save_probes(run, probed)  # first the probes: whoever finds scores finds what they are of
     results.save(run, probed.result)
     return probed.result
+
+
+def probe_column(
+    run: Run, site: str, layers: Sequence[int], spec: ProbeSpec, execution: Execution | None = None
+) -> ProbeResult | MultiLabelResult | ValueResult:
+    """As `probe`, of whatever the column of the specification holds: classes, lists of labels, or numbers."""
+    form = form_of(run, spec.column)
+    if form == CLASSES:
+        return probe(run, site, layers, spec, execution)
+    probed: ProbedSets | ProbedValues
+    if form == SETS:
+        if (kept_sets := _kept(results.multilabels(run), site, layers, spec)) is not None:
+            return kept_sets
+        check_for_sets(spec)
+        with _probing(site, layers, execution) as (advance, mapper):
+            probed = probe_sets(run, site, layers, spec, advance, mapper)
+    else:
+        if (kept_values := _kept(results.values(run), site, layers, spec)) is not None:
+            return kept_values
+        check_for_values(spec)
+        with _probing(site, layers, execution) as (advance, mapper):
+            probed = probe_values(run, site, layers, spec, advance, mapper)
+    save_probes(run, probed)
+    results.save(run, probed.result)
+    return probed.result
+
+
+def _kept(kept: Sequence[_Probed], site: str, layers: Sequence[int], spec: ProbeSpec) -> _Probed | None:
+    for result in kept:
+        if (result.site, result.spec, [entry.layer for entry in result.layers]) == (site, spec, list(layers)):
+            note(f"probes of {site} were kept with run {result.run_id}")
+            return result
+    return None
+
+
+@contextlib.contextmanager
+def _probing(site: str, layers: Sequence[int], execution: Execution | None) -> Iterator[tuple[Meter, Mapper]]:
+    with mapper_of(execution) as mapper, progress(f"probing {site}", len(layers), "layers") as advance:
+        yield advance, mapper
 
 
 def persistence(
@@ -193,7 +238,8 @@ def zero_shot(
 
 def report(run: Run, directory: Path) -> Path:
     """Write a run's report from the results kept with it; probes that are missing are made first."""
-    full = [kept for kept in results.probes(run) if tuple(entry.layer for entry in kept.layers) == run.layers_of(kept.site)]
+    kept_probes = [kept for kept in results.probes(run) if kept.spec.column == LABEL]
+    full = [kept for kept in kept_probes if tuple(entry.layer for entry in kept.layers) == run.layers_of(kept.site)]
     sites = [site for site in run.sites if Site.parse(site).pooled]
     if not sites:
         raise ValueError(f"run {run.run_id} keeps no site with one vector for each utterance, such as resid.last, to report on")

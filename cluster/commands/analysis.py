@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.commands.labels import print_predictions, print_sets, print_values, tell_what_is_left_out
 from cluster.commands.options import (
     AddressOption,
     BalanceOption,
     JsonOption,
     KindOption,
+    LabelOption,
     LayersOption,
+    MaybeKindOption,
     RunArgument,
     SiteOption,
     SolverOption,
@@ -40,7 +43,8 @@ def probe(
     run: RunArgument,
     site: SiteOption = "resid.last",
     layers: LayersOption = "all",
-    kind: KindOption = "linear",
+    label: LabelOption = "label",
+    kind: MaybeKindOption = None,
     strength: StrengthOption = None,
     balance: BalanceOption = "none",
     solver: SolverOption = "affectome",
@@ -49,19 +53,28 @@ def probe(
     as_json: JsonOption = False,
 ) -> None:
     """Fit a probe on each layer, score it on the test split and keep both."""
-    from analyze.probes import ProbeSpec
+    from analyze.columns import usual_kind
+    from analyze.multilabel import MultiLabelResult
+    from analyze.probes import ProbeResult, ProbeSpec
     from analyze.query import open_store
     from cluster import pipeline
 
     opened = open_store(store).run(run)
     chosen = chosen_layers(opened, site, layers)
-    spec = ProbeSpec(kind, strength, balance, solver)
-    result = pipeline.probe(opened, site, chosen, spec, Execution(workers, address))
-    _tell_left_out(result)
+    spec = ProbeSpec(kind or usual_kind(opened, label), strength, balance, solver, label)
+    result = pipeline.probe_column(opened, site, chosen, spec, Execution(workers, address))
+    if isinstance(result, ProbeResult):
+        _tell_left_out(result)
+    else:
+        tell_what_is_left_out(result)
     if as_json:
         print_json(asdict(result))
-    else:
+    elif isinstance(result, ProbeResult):
         print_probe(result)
+    elif isinstance(result, MultiLabelResult):
+        print_sets(result)
+    else:
+        print_values(result)
 
 
 def predict(
@@ -71,11 +84,13 @@ def predict(
     corpus: Annotated[str | None, typer.Option(help="A corpus file to read instead of texts.", show_default=False)] = None,
     site: SiteOption = "resid.last",
     layer: Annotated[int | None, typer.Option(help="Which layer; without it, the best.", show_default=False)] = None,
-    kind: KindOption = "linear",
+    label: LabelOption = "label",
+    kind: MaybeKindOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read new text with a probe that `affectome probe` kept, of all layers of the site."""
     from analyze import results
+    from analyze.columns import form_of, usual_kind
     from analyze.probes import ProbeSpec
     from analyze.query import open_store
     from analyze.saved import load_probes
@@ -84,11 +99,12 @@ def predict(
 
     if (not texts) == (corpus is None):
         raise ValueError("give either texts to read or a --corpus of them")
-    opened, spec = open_store(store).run(run), ProbeSpec(kind)
+    opened = open_store(store).run(run)
+    spec = ProbeSpec(kind or usual_kind(opened, label), column=label)
     layers = opened.layers_of(site)
     made, probes = load_probes(opened, site, layers, spec)
     if layer is None:
-        kept = [result for result in results.probes(opened) if (result.site, result.spec) == (site, spec)]
+        kept = [result for result in results.probes_of_any(opened) if (result.site, result.spec) == (site, spec)]
         full = [result for result in kept if tuple(entry.layer for entry in result.layers) == layers]
         if not full:
             raise ValueError("the scores of these probes are not kept, so which layer is best is not known; give --layer")
@@ -97,13 +113,8 @@ def predict(
         raise ValueError(f"there is no probe of layer {layer}; choose from {', '.join(map(str, probes))}")
     asked = texts or read_corpus(str(corpus)).table["text"].to_pylist()
     said = read_texts(opened, made, probes[layer], layer, asked)
-    rows: list[Row] = [
-        {"text": text, "says": made.classes[int(row.argmax())]}
-        | {name: float(value) for name, value in zip(made.classes, row, strict=True)}
-        for text, row in zip(asked, said, strict=True)
-    ]
-    what = "probabilities" if made.gives == "logits" else "margins"
-    print_rows(f"{site}, layer {layer}, {kind} probe of run {opened.run_id}: {what}", rows, as_json)
+    title = f"{site}, layer {layer}, {spec.kind} probe of run {opened.run_id}"
+    print_predictions(title, form_of(opened, label), made, asked, said, as_json)
 
 
 def persistence(

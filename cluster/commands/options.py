@@ -20,6 +20,21 @@ KindOption = Annotated[
         help="linear (discriminant analysis), ridge, difference (of means), logistic, or mlp (the paper's).",
     ),
 ]
+MaybeKindOption = Annotated[
+    str | None,
+    typer.Option(
+        "--kind",
+        help="linear (discriminant analysis), ridge, difference (of means), logistic, or mlp (the paper's); without it linear, "
+        "and ridge for numbers.",
+        show_default=False,
+    ),
+]
+LabelOption = Annotated[
+    str,
+    typer.Option(
+        "--label", metavar="COLUMN", help="What to read: a column of text, lists of text, or numbers such as valence."
+    ),
+]
 StrengthOption = Annotated[
     float | None,
     typer.Option(

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -54,12 +55,16 @@ class Plant:
         identity = replace(IDENTITY, sites=(site,), offsets=offsets, layers=layers, stored_dtype=stored_dtype, reply=reply)
         manifest = manifest_of(identity, n_rows, width, rows_per_shard)
         base = {"row": range(n_rows), "utterance_id": [f"u{row}" for row in range(n_rows)], "text": ["text"] * n_rows}
-        utterances = pa.table({name: list(values) for name, values in (base | dict(columns)).items()})
+        utterances = pa.table({name: _column(values) for name, values in (base | dict(columns)).items()})
         store = Store.open(str(self.factory.mktemp("store")), create=True)
         stored = store.create_run(manifest, {"utterances": utterances, "tokens": pa.table({"row": list(range(n_rows))})})
         for shard in sorted(set(range(stored.n_shards)) - set(missing)):
             _write_shard(stored, shard, site, hidden, lengths, replies)
         return Run(stored)
+
+
+def _column(values: object) -> object:
+    return values if isinstance(values, pa.Array) else list(cast(Sequence[object], values))
 
 
 def _write_shard(

@@ -39,7 +39,15 @@ def refusal(*arguments: str | Path) -> str:
 def run(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """A store and its run: each situation told loudly and quietly, and neutral ones."""
     rows = [
-        {"text": f"{name} {tone} {index} of many", "label": name, "tone": tone, "pair_id": f"{name}-{index}", "strength": 0.5}
+        {
+            "text": f"{name} {tone} {index} of many",
+            "label": name,
+            "tone": tone,
+            "pair_id": f"{name}-{index}",
+            "strength": 0.5,
+            "marks": [mark for mark in (name, tone) if mark in ("fear", "loud")],
+            "valence": {"fear": -1.0, "joy": 1.0}.get(name),
+        }
         for index in range(20)
         for name in EMOTIONS
         for tone in ("loud", "quiet")
@@ -88,3 +96,47 @@ def test_transfer_between_the_values_of_a_column_and_between_runs(run: tuple[str
     assert "has 40 values among utterances with an emotion" in refusal("transfer", *run, "--by", "pair_id")
     assert "has 1 values among utterances with an emotion" in refusal("transfer", *run, "--by", "strength")
     assert "each with a name of its own" in refusal("transfer", *run, run[1], "--layers", "2")
+
+
+def test_lists_of_labels_are_probed_kept_printed_both_ways_and_read_in_new_text(run: tuple[str, str]) -> None:
+    shown = printed("probe", *run, "--label", "marks")
+    result = json.loads(printed("probe", *run, "--label", "marks", "--json"))
+    best = next(layer for layer in result["layers"] if layer["layer"] == result["best_layer"])
+    assert (result["classes"], result["spec"]["column"], result["n_train"] + result["n_test"]) == (
+        ["fear", "loud"],
+        "marks",
+        120,
+    )
+    assert f"{best['test']['auroc']['value']:.3f}" in shown
+    assert f"{best['test']['label_f1'][1]['value']:.3f}" in shown
+    (said,) = json.loads(printed("predict", *run, "fear loud 3 of many", "--label", "marks", "--json"))
+    assert said["says"] == [name for name in ("fear", "loud") if said[name] > 0.5]
+    assert "make them first" in refusal("predict", *run, "fear", "--label", "marks", "--kind", "ridge")
+    assert "holds lists of labels, which cannot be balanced" in refusal("probe", *run, "--label", "marks", "--balance", "paper")
+
+
+def test_numbers_are_probed_kept_printed_both_ways_and_read_in_new_text(run: tuple[str, str]) -> None:
+    done = typed("probe", *run, "--label", "valence")
+    assert "left out 40 rows because they have nothing in column valence" in done.stderr
+    result = json.loads(printed("probe", *run, "--label", "valence", "--json"))
+    best = next(layer for layer in result["layers"] if layer["layer"] == result["best_layer"])
+    assert f"{best['test']['r2']['value']:.3f}" in done.stdout
+    (said,) = json.loads(printed("predict", *run, "fear loud 3 of many", "--label", "valence", "--json"))
+    assert set(said) == {"text", "valence"}
+    assert -3 < said["valence"] < 3
+    assert "choose ridge, or leave --kind away" in refusal("probe", *run, "--label", "valence", "--kind", "logistic")
+    assert "is 0.5 for every utterance" in refusal("probe", *run, "--label", "strength")
+    assert "has no column 'volume', which this analysis needs; it has row" in refusal("probe", *run, "--label", "volume")
+
+
+def test_classes_of_another_column_stand_beside_those_of_label_and_out_of_the_report(
+    run: tuple[str, str], tmp_path: Path
+) -> None:
+    tones = json.loads(printed("probe", *run, "--label", "tone", "--json"))
+    emotions = json.loads(printed("probe", *run, "--json"))
+    assert (tones["classes"], emotions["classes"]) == (["loud", "quiet"], list(EMOTIONS))
+    (said,) = json.loads(printed("predict", *run, "joy loud 3", "--label", "tone", "--json"))
+    assert said["says"] in ("loud", "quiet")
+    page = Path(printed("report", *run, "--out", tmp_path / "report").strip()).read_text()
+    assert "fear" in page
+    assert "quiet" not in page

@@ -10,8 +10,10 @@ import pytest
 
 from analyze.fitting import KINDS, Probe
 from analyze.mapping import Mapper, in_threads
+from analyze.multilabel import probe_sets
 from analyze.persistence import measure_persistence
 from analyze.probes import ProbeSpec, probe_layers
+from analyze.valued import probe_values
 from cluster.execution import Execution
 from cluster.mapping import mapper_of
 from tests.analyze.conftest import Plant, plant
@@ -52,6 +54,23 @@ def test_probes_of_all_layers_are_the_same_bits(plant: Plant, on_ray: Mapper, ki
     for one, other in zip(found.probes, here.probes, strict=True):
         assert bits_of(one) == bits_of(other)
     assert sum(done) == 4
+
+
+def test_probes_of_lists_and_numbers_are_the_same_bits(plant: Plant, on_ray: Mapper) -> None:
+    rng = np.random.default_rng(0)
+    has = rng.random((200, 2)) < 0.4
+    hidden = rng.standard_normal((3, 200, 16)) + has @ rng.standard_normal((2, 16))
+    lists = [[name for name, mine in zip(("fear", "joy"), row, strict=True) if mine] for row in has.tolist()]
+    run = plant(hidden.astype(np.float32), {"labels": lists, "valence": rng.standard_normal(200).tolist()})
+    for kind in ("linear", "logistic"):
+        spec = ProbeSpec(kind, column="labels")
+        sets, sets_here = (probe_sets(run, "resid.last", run.layers, spec, mapper=mapper) for mapper in (on_ray, in_threads))
+        assert sets.result == sets_here.result
+        assert [bits_of(probe) for probe in sets.probes] == [bits_of(probe) for probe in sets_here.probes]
+    spec = ProbeSpec("ridge", column="valence")
+    values, values_here = (probe_values(run, "resid.last", run.layers, spec, mapper=mapper) for mapper in (on_ray, in_threads))
+    assert values.result == values_here.result
+    assert [bits_of(probe) for probe in values.probes] == [bits_of(probe) for probe in values_here.probes]
 
 
 def test_persistence_is_the_same_bits(plant: Plant, on_ray: Mapper) -> None:
