@@ -26,6 +26,7 @@ from analyze.extracting import same_way
 from analyze.fitting import Probe, read_probabilities
 from analyze.linear import LinearProbe
 from analyze.mlp import MlpProbe
+from analyze.mapping import one_thread
 from analyze.moments import Floats
 from analyze.multilabel import ProbedSets
 from analyze.probes import Probed, ProbeSpec
@@ -124,7 +125,8 @@ def predict(run: Run, made: Made, probe: Probe, layer: int, texts: Sequence[str]
     if made.run_id != run.run_id:
         raise ValueError(f"these probes were fitted to run {made.run_id}, not to {run.run_id}; their weights mean nothing here")
     hidden_ND = _states_of_texts(run, made.site, layer, texts)
-    (said_NK,) = read_probabilities(states_in(hidden_ND), [(probe, np.arange(len(texts)))])
+    with one_thread():  # the same bits on any number of cores
+        (said_NK,) = read_probabilities(states_in(hidden_ND), [(probe, np.arange(len(texts)))])
     return said_NK
 
 

@@ -14,6 +14,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from analyze.fitting import KINDS, read
+from analyze.mapping import one_thread
 from analyze.probes import ProbeSpec, probe_layers
 from analyze.query import Run
 from analyze.states import states_in
@@ -45,7 +46,8 @@ def bits(run: Run) -> str:
     found = []
     for kind in KINDS:
         probed = probe_layers(run, "resid.last", run.layers, ProbeSpec(kind))
-        (scores,) = read(states_in(hidden), [(probed.probes[0], np.arange(N_ROWS))])
+        with one_thread():  # as every analysis reads
+            (scores,) = read(states_in(hidden), [(probed.probes[0], np.arange(N_ROWS))])
         found.append(f"{kind} {hashlib.sha256(scores.tobytes()).hexdigest()} {probed.result!r}")
     return "\n".join(found)
 
