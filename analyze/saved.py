@@ -25,8 +25,8 @@ from analyze.columns import LABEL
 from analyze.extracting import same_way
 from analyze.fitting import Probe, read_probabilities
 from analyze.linear import LinearProbe
-from analyze.mlp import MlpProbe
 from analyze.mapping import one_thread
+from analyze.mlp import MlpProbe
 from analyze.moments import Floats
 from analyze.multilabel import ProbedSets
 from analyze.probes import Probed, ProbeSpec
