@@ -251,7 +251,15 @@ def report(run: Run, directory: Path) -> Path:
     for kept in sorted(results.geometries(run), key=lambda kept: len(kept.layers)):
         geometries[kept.site] = kept  # of several that with the most layers
     transfers = [kept for kept in results.transfers(run) if set(kept.run_ids) == {run.run_id}]
-    evidence = Evidence(full, projection, results.persistence(run), list(geometries.values()), transfers)
+    evidence = Evidence(
+        probes=full,
+        projection=projection,
+        persistence=results.persistence(run),
+        geometries=list(geometries.values()),
+        transfers=transfers,
+        zero_shots=results.zero_shots(run),
+        promptings=results.promptings(run),
+    )
     return write_report(run, evidence, directory)
 
 

@@ -1,8 +1,8 @@
 """The report of a run: one HTML file that stands alone, and its pictures and tables beside it.
 
 This file puts the page together and writes it; each part is made where its subject is: `answers`, `findings`, `pictures`,
-`geometry`, `persistence`, `contrast`, `limits` and `provenance` speak through `words`, and fill the values of `page`, which the
-template lays out; `tables` are the same numbers for other programs.
+`geometry`, `persistence`, `contrast`, `asked`, `limits` and `provenance` speak through `words`, and fill the values of `page`,
+which the template lays out; `tables` are the same numbers for other programs.
 """
 
 import io
@@ -18,6 +18,7 @@ from analyze.probes import ProbeResult
 from analyze.query import Run
 from analyze.report import findings, pictures, provenance, tables
 from analyze.report.answers import answers
+from analyze.report.asked import prompting_section, zero_shot_section
 from analyze.report.contrast import contrast_section
 from analyze.report.evidence import Evidence
 from analyze.report.geometry import geometry_section
@@ -83,6 +84,10 @@ def _page(run: Run, evidence: Evidence) -> Page:
         persistence=persistence_sections(persistence, _layer_of_last(probes)),
         persistence_command=provenance.commands_to_measure(run, "persistence"),
         contrasts=tuple(contrast_section(result) for result in evidence.transfers),
+        asked=(
+            *(zero_shot_section(result) for result in evidence.zero_shots),
+            *(prompting_section(result) for result in evidence.promptings),
+        ),
         confusion=pictures.confusion(best),
         projection=pictures.projection(evidence.projection),
         limits=limits(manifest, best, probes, persistence),
@@ -109,6 +114,8 @@ def _tables(evidence: Evidence) -> dict[str, pa.Table]:
         "persistence": tables.persistence_table(evidence.persistence),
         "geometry": tables.geometry_table(evidence.geometries),
         "transfer": tables.transfer_table(evidence.transfers),
+        "zero-shot": tables.zero_shot_table(evidence.zero_shots),
+        "prompting": tables.prompting_table(evidence.promptings),
     }
     return {name: table for name, table in made.items() if table.num_rows}
 

@@ -7,7 +7,9 @@ from analyze.geometry import GeometryResult
 from analyze.persistence import PersistenceResult
 from analyze.probes import ProbeResult
 from analyze.projection import Projection
+from analyze.prompting import PromptingResult
 from analyze.transfer import TransferResult
+from analyze.zeroshot import ZeroShotResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +26,7 @@ class Evidence:
     """At most one for each site."""
     transfers: Sequence[TransferResult] = ()
     """Between conditions of the run."""
+    zero_shots: Sequence[ZeroShotResult] = ()
+    """The model's own answers."""
+    promptings: Sequence[PromptingResult] = ()
+    """System prompts."""

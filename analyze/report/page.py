@@ -105,6 +105,8 @@ class Page:
     """How to measure it."""
     contrasts: tuple[Section, ...]
     """Transfer between conditions of the run, such as with the keyword and without; may be empty."""
+    asked: tuple[Section, ...]
+    """The model's own answers, and what system prompts do; may be empty."""
     confusion: Picture
     """What is taken for what."""
     projection: Picture

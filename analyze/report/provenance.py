@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from analyze.geometry import GeometryResult
 from analyze.persistence import PersistenceResult
 from analyze.probes import ProbeResult
+from analyze.prompting import SYSTEM_PROMPTS, PromptingResult
 from analyze.query import Run, open_store
 from analyze.report.evidence import Evidence
 from analyze.report.page import Fact, Table
 from analyze.report.words import ranges
 from analyze.transfer import TransferResult
+from analyze.zeroshot import ZeroShotResult
 from extract.corpus import read_passages
 from extract.documents import Receipt
 from extract.request import DEFAULT_DATE
@@ -95,6 +97,8 @@ def commands(run: Run, evidence: Evidence, measured: Measured) -> tuple[str, ...
         *(_probe_command(run, probe) for probe in evidence.probes),
         *(_geometry_command(run, result) for result in evidence.geometries),
         *(_transfer_command(run, result) for result in evidence.transfers),
+        *(_zero_shot_command(run, result) for result in evidence.zero_shots),
+        *(_prompting_command(run, result) for result in evidence.promptings),
         *dict.fromkeys(_persistence_command(run, measured, index) for index in range(len(measured))),
         _command("report", run),
     )
@@ -170,6 +174,19 @@ def _geometry_command(run: Run, result: GeometryResult) -> str:
 def _transfer_command(run: Run, result: TransferResult) -> str:
     column = result.sources[0].partition("=")[0]
     return _command("transfer", run, "--by", column, "--site", result.site, "--kind", result.spec.kind)
+
+
+def _zero_shot_command(run: Run, result: ZeroShotResult) -> str:
+    beside = [] if result.beside is None else ["--site", result.beside.site, "--kind", result.beside.spec.kind]
+    return _command("zero-shot", run, *beside, "--max-tokens", str(result.max_tokens))
+
+
+def _prompting_command(run: Run, result: PromptingResult) -> str:
+    given = [each for each in result.conditions if each.system]
+    built_in = all(SYSTEM_PROMPTS.get(each.name) == each.system for each in given)
+    systems = [] if built_in else [f"{each.name}={each.system}" for each in given]
+    asked = [word for system in systems for word in ("--system", system)]
+    return _command("prompting", run, "--layers", _list(result.layers), "--max-tokens", str(result.max_tokens), *asked)
 
 
 def _persistence_command(run: Run, measured: Measured, index: int) -> str:

@@ -10,8 +10,10 @@ import pyarrow as pa
 from analyze.geometry import GeometryResult
 from analyze.persistence import PersistenceResult
 from analyze.probes import ProbeResult
+from analyze.prompting import PromptingResult
 from analyze.scores import Interval
 from analyze.transfer import TransferResult
+from analyze.zeroshot import ZeroShotResult
 
 Row = dict[str, str | int | float | None]
 
@@ -34,6 +36,17 @@ def geometry_table(geometries: Iterable[GeometryResult]) -> pa.Table:
 def transfer_table(transfers: Iterable[TransferResult]) -> pa.Table:
     """run_id, site, kind, layer, train, test, metric, value, low, high, n."""
     return pa.Table.from_pylist([row for result in transfers for row in _transfer_rows(result)])
+
+
+def zero_shot_table(zero_shots: Iterable[ZeroShotResult]) -> pa.Table:
+    """run_id, asked_run_id, metric, label (null for all), value, low, high, chance, n."""
+    return pa.Table.from_pylist([row for result in zero_shots for row in _zero_shot_rows(result)])
+
+
+def prompting_table(promptings: Iterable[PromptingResult]) -> pa.Table:
+    """run_id, site, layer, start (what it is held against, or null), condition, offset, metric, label, value, low, high, "
+    "p_value, n."""
+    return pa.Table.from_pylist([row for result in promptings for row in _prompting_rows(result)])
 
 
 def _span(interval: Interval | None) -> Row:
@@ -107,3 +120,48 @@ def _transfer_rows(result: TransferResult) -> Iterator[Row]:
         yield base | {"metric": "auroc"} | _span(cell.auroc)
         yield base | {"metric": "loss"} | _span(cell.loss)
         yield base | {"metric": "affect_auroc"} | _span(cell.affect_auroc)
+
+
+def _zero_shot_rows(result: ZeroShotResult) -> Iterator[Row]:
+    base: Row = {"run_id": result.run_id, "asked_run_id": result.asked_run_id}
+    beside = result.beside
+    scores: Sequence[tuple[str, str | None, Interval | None]] = (
+        ("coverage", None, result.coverage),
+        ("accuracy", None, result.accuracy),
+        ("accuracy_of_valid", None, result.accuracy_of_valid),
+        ("macro_f1", None, result.macro_f1),
+        *(("recall", label, recall) for label, recall in zip(result.classes, result.recall, strict=True)),
+        ("probe_accuracy", None, None if beside is None else beside.accuracy),
+        ("probe_less_zero_shot", None, None if beside is None else beside.difference),
+        ("probe_less_zero_shot_of_valid", None, None if beside is None else beside.difference_of_valid),
+    )
+    for metric, label, interval in scores:
+        more: Row = {"chance": result.chance, "n": result.n_utterances}
+        yield base | {"metric": metric, "label": label} | _span(interval) | more
+
+
+def _prompting_rows(result: PromptingResult) -> Iterator[Row]:
+    none: Row = {"site": None, "layer": None, "start": None, "offset": None, "label": None, "p_value": None}
+    base: Row = {"run_id": result.run_id} | none | {"n": result.n_utterances}
+    for reading in result.readings:
+        own: Row = base | {"site": reading.site, "layer": reading.layer, "condition": reading.condition}
+        yield own | {"metric": "accuracy"} | _span(reading.accuracy)
+        yield own | {"metric": "auroc"} | _span(reading.auroc)
+        yield own | {"metric": "change", "start": result.conditions[0].name} | _span(reading.change)
+        yield own | {"metric": "first_accuracy"} | _span(reading.first_accuracy)
+        yield own | {"metric": "loss"} | _span(reading.loss)
+    for shift in result.shifts:
+        moved: Row = base | {"site": shift.site, "layer": shift.layer, "start": shift.start, "condition": shift.end}
+        yield moved | {"metric": "distance", "p_value": shift.p_value} | _span(shift.distance)
+        for label, move in zip(result.classes, shift.moves, strict=True):
+            yield moved | {"metric": "move", "label": label} | _span(move)
+    for place in result.along:
+        reached: Row = {"layer": place.layer, "condition": place.condition, "offset": place.offset, "n": place.n_utterances}
+        yield base | reached | {"metric": "reply_auroc"} | _span(place.auroc)
+    for reply in result.replies:
+        said: Row = base | {"condition": reply.condition}
+        yield said | {"metric": "reply_tokens"} | _span(reply.n_tokens)
+        yield said | {"metric": "reply_ended"} | _span(reply.ended)
+        yield said | {"metric": "words_accuracy"} | _span(reply.accuracy)
+        for label, mean in zip(result.classes, reply.probability, strict=True):
+            yield said | {"metric": "words_probability", "label": label} | _span(mean)
