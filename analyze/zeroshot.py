@@ -41,10 +41,7 @@ Answer only with JSON such as {"emotion": "<label>"}.
 Text: """
 _ENDS_IN = "\nJSON:"
 _KEY = "emotion"
-_CHEAPEST_SITE, _CHEAPEST_LAYER = (
-    "resid.prompt_last",
-    "0",
-)  # a run keeps a site, and the embedding takes no pass through the model
+_CHEAPEST_SITE, _CHEAPEST_LAYER = "resid.prompt_last", "0"  # a run keeps states; those of layer 0 take no pass
 _N_SHOWN = 5
 _LONGEST_SHOWN = 80
 

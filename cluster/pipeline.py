@@ -263,17 +263,6 @@ def report(run: Run, directory: Path) -> Path:
     return write_report(run, evidence, directory)
 
 
-def _kept_probes(run: Run, site: str, spec: ProbeSpec) -> Probed | None:
-    """The probes of a site with their scores, of the most layers that are kept; None where none are."""
-    kept = [result for result in results.probes(run) if (result.site, result.spec) == (site, spec)]
-    if not kept:
-        return None
-    result = max(kept, key=lambda each: len(each.layers))
-    layers = [entry.layer for entry in result.layers]
-    _, probes = load_probes(run, site, layers, spec)
-    return Probed(result, tuple(probes[layer] for layer in layers))
-
-
 def report_directory(run: Run) -> Path:
     """Where a run's report goes when nobody says: beside the run, or here when the run is not on this machine."""
     objects = run.stored.objects
@@ -291,3 +280,14 @@ def passage_text(passage_id: str) -> str:
     if not found:
         raise ValueError(f"there is no passage {passage_id!r}; choose from {', '.join(passages['passage_id'].to_pylist())}")
     return str(found[0])
+
+
+def _kept_probes(run: Run, site: str, spec: ProbeSpec) -> Probed | None:
+    """The probes of a site with their scores, of the most layers that are kept; None where none are."""
+    kept = [result for result in results.probes(run) if (result.site, result.spec) == (site, spec)]
+    if not kept:
+        return None
+    result = max(kept, key=lambda each: len(each.layers))
+    layers = [entry.layer for entry in result.layers]
+    _, probes = load_probes(run, site, layers, spec)
+    return Probed(result, tuple(probes[layer] for layer in layers))

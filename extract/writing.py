@@ -45,6 +45,9 @@ class Writer:
         self._pad = min(self._ends, default=0)
         settings = {"eos_token_id": sorted(self._ends) or None, "pad_token_id": self._pad}
         model.generation_config = GenerationConfig(**settings)  # type: ignore[no-untyped-call]  # transformers' own
+        head = model.get_output_embeddings()
+        if head is not None:  # of a slice of states PyTorch makes as many copies of the head's weights as there are rows
+            head.register_forward_pre_hook(lambda _, states: (states[0].contiguous(),))
         self._model, self._device = model, device
         self._resumes = goes_on_from_keys_and_values(model)
         self._window = getattr(text, "sliding_window", None)

@@ -133,6 +133,17 @@ def test_a_chat_prompt_is_what_the_chat_template_makes_and_the_span_is_the_text(
         assert _decoded(tokenizer, prompt.ids[prompt.stop :]) == tail
 
 
+@settings(deadline=None, max_examples=50)
+@given(text=_texts)
+def test_jinja_may_write_through_the_chat_template(bos_tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+    prompt = _one('{{ chat("How is this? " ~ text ~ " Say it.") }}', bos_tokenizer, text)
+    messages = _messages(f"How is this? {text} Say it.")
+    assert list(prompt.ids) == bos_tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    begin = len(f"{_BOS}[user] How is this? ".encode())
+    within = _tokens_over(bos_tokenizer, prompt.ids, begin, begin + len(text.encode()))
+    assert list(range(prompt.start, prompt.stop)) == within
+
+
 @settings(deadline=None, max_examples=100)
 @given(text=_texts)
 def test_a_bos_is_never_doubled_and_never_the_utterances(bos_tokenizer: PreTrainedTokenizerFast, text: str) -> None:
