@@ -57,6 +57,8 @@ def expected(states_LTD: NDArray[np.float32], prompt: Prompt, position: str, off
         case "prompt_mean":
             mean = states_LTD[:, : prompt.prompt_stop].mean(axis=1)
             return mean
+        case "reply":
+            return states_LTD[:, [prompt.prompt_stop - 1 + offset for offset in offsets]]
         case _:
             return states_LTD[:, [prompt.stop - 1 + offset for offset in offsets]]
 
@@ -69,7 +71,7 @@ def test_every_layer_at_every_position_equals_plain_transformers(
     prompts = list(Template(template, load_tokenizer(tiny_model)).prompts(TEXTS))
     continued = [Prompt((*prompt.ids, 40, 41, 42, 43), prompt.start, prompt.stop, prompt.prompt_stop) for prompt in prompts]
     site = Site("resid", position)
-    offsets = (0, 1, 4) if position == "offset" else ()
+    offsets = (0, 1, 4) if site.on_grid else ()
     pooled = tiny_engine.pool(continued, range(4), [site], offsets)[site].numpy()
     rows = [expected(reference_states(tiny_model, prompt), prompt, position, offsets) for prompt in continued]
     reference = np.concatenate(rows, axis=1) if position == "all" else np.stack(rows, axis=1)
