@@ -6,7 +6,8 @@ shows nothing about the state.
 
 At each offset three readers are scored on utterances they were not fitted on: `refit`, fitted at that offset (is the
 emotion there in any linear form?); `offset-0`, fitted at the utterance's last token (is it there in the same form?),
-with states standardised at each offset; and `shuffled`, refit on shuffled labels (what does nothing score?).
+with states standardised at each offset; and `shuffled`, refit on shuffled labels (what does nothing score?), the mean of
+five: one shuffle that happens to lie along the emotions scores far from chance, above it or below.
 
 Shape suffixes: R readers, N utterances, O offsets, K emotions, D width, S resamples.
 """
@@ -25,8 +26,9 @@ from sklearn.preprocessing import StandardScaler
 from analyze.examples import FEWEST_SITUATIONS, SEED, Examples, folds, labelled_examples
 from analyze.extracting import same_way
 from analyze.mapping import Mapper, ignore, in_threads
+from analyze.probes import N_SHUFFLES
 from analyze.query import Run
-from analyze.scores import Interval, score
+from analyze.scores import Interval, area_intervals, shuffled_area_intervals
 from extract.corpus import Corpus
 from extract.identity import sha256_hex
 from extract.request import Request
@@ -59,6 +61,10 @@ class HalfLife:
     """Upper end; None as above."""
     above_chance: bool
     """Whether the score at offset 0 was above chance, interval and all."""
+
+
+NO_HALF_LIFE = HalfLife(None, None, None, above_chance=False)
+"""Of a score that was not above chance at offset 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,8 +226,11 @@ def _out_of_fold(
     kind: str,
     on_offset: Callable[[int], None],
     mapper: Mapper,
-) -> dict[str, NDArray[np.float64]]:
-    """Class probabilities (N, O, K) of each reader, every utterance read by probes of the folds it is not in."""
+) -> dict[str, list[NDArray[np.float64]]]:
+    """Class probabilities (N, O, K) of each reader, every utterance read by probes of the folds it is not in.
+
+    The shuffled reader's are several, one for each shuffle.
+    """
     n_utterances, n_offsets, _ = hidden_NOD.shape
     splits = folds(truth_N, groups_N, _N_FOLDS)
     n_emotions = int(truth_N.max()) + 1
@@ -231,45 +240,54 @@ def _out_of_fold(
         scaler = StandardScaler().fit(hidden_NOD[train, index])
         return scaler.transform(hidden_NOD[train, index]), scaler.transform(hidden_NOD[test, index])
 
-    def fit(index: int, fold: int, labels_N: NDArray[np.int64]) -> Any:
-        return make_classifier(kind).fit(standardised(index, fold)[0], labels_N[splits[fold][0]])
+    def fit_at_zero(fold: int) -> Any:
+        return make_classifier(kind).fit(standardised(0, fold)[0], truth_N[splits[fold][0]])
 
     def read(index: int) -> NDArray[np.float64]:
-        probability_RNK = np.empty((len(READERS), n_utterances, n_emotions))
-        shuffled_N = np.random.default_rng((SEED, index)).permutation(truth_N)  # else every offset's control errs alike
-        for fold, (_, test) in enumerate(splits):
-            held_out = standardised(index, fold)[1]
-            probes = (fit(index, fold, truth_N), at_zero[fold], fit(index, fold, shuffled_N))
-            for reader, probe in enumerate(probes):
-                probability_RNK[reader, test] = read_probabilities(probe, held_out, n_emotions)
+        probability_RNK = np.empty((2 + N_SHUFFLES, n_utterances, n_emotions))
+        shuffles = [  # others for every offset, else their controls would err alike
+            np.random.default_rng((SEED, index, number)).permutation(truth_N) for number in range(N_SHUFFLES)
+        ]
+        for fold, (train, test) in enumerate(splits):
+            fitted, held_out = standardised(index, fold)
+            refit, *shuffled = (make_classifier(kind).fit(fitted, labels_N[train]) for labels_N in (truth_N, *shuffles))
+            for place, probe in enumerate((refit, at_zero[fold], *shuffled)):
+                probability_RNK[place, test] = read_probabilities(probe, held_out, n_emotions)
         return probability_RNK
 
-    at_zero = mapper(lambda fold: fit(0, fold, truth_N), range(len(splits)))  # the grid starts at offset 0
-    probability_RNOK = np.stack(mapper(read, range(n_offsets), on_offset), axis=2)
-    return dict(zip(READERS, probability_RNOK, strict=True))
+    at_zero = mapper(fit_at_zero, range(len(splits)))  # the grid starts at offset 0
+    refit, fixed, *shuffled = np.stack(mapper(read, range(n_offsets), on_offset), axis=2)
+    return dict(zip(READERS, ([refit], [fixed], shuffled), strict=True))
 
 
 def _curves(
     reader: str,
-    probability_NOK: NDArray[np.float64],
+    probability: Sequence[NDArray[np.float64]],
     examples: Examples,
     offsets: tuple[int, ...],
 ) -> list[Curve]:
-    truth_N, emotions = examples.truth, examples.classes
-    scores = [score(truth_N, probability_NOK[:, index], examples.groups) for index in range(len(offsets))]
-    area_SOK = _resampled_areas(probability_NOK, truth_N, examples.groups)
-    curves = []
+    """The curves of a reader, from its class probabilities (N, O, K); their mean where it is several."""
+    truth_N, groups_N, emotions = examples.truth, examples.groups, examples.classes
+    curves, area_SOK = [], None
+    areas = [
+        area_intervals(truth_N, probability[0][:, index], groups_N)
+        if len(probability) == 1
+        else shuffled_area_intervals(truth_N, [one[:, index] for one in probability], groups_N)
+        for index in range(len(offsets))
+    ]
     for label, emotion in enumerate((*emotions, ALL_EMOTIONS)):
         whole = label == len(emotions)
-        auroc = tuple(entry.auroc if whole else entry.class_auroc[label] for entry in scores)
-        area_SO = area_SOK.mean(axis=2) if whole else area_SOK[:, :, label]
-        curves.append(Curve(emotion, reader, auroc, _half_life_interval(offsets, auroc, area_SO)))
+        auroc = tuple(macro if whole else of_each[label] for macro, of_each in areas)
+        life = NO_HALF_LIFE
+        if auroc[0].low > CHANCE:
+            if area_SOK is None:
+                area_SOK = np.mean([_resampled_areas(one, truth_N, groups_N) for one in probability], axis=0)
+            life = _half_life_interval(offsets, auroc, area_SOK.mean(axis=2) if whole else area_SOK[:, :, label])
+        curves.append(Curve(emotion, reader, auroc, life))
     return curves
 
 
 def _half_life_interval(offsets: tuple[int, ...], auroc: tuple[Interval, ...], area_SO: NDArray[np.float64]) -> HalfLife:
-    if auroc[0].low <= CHANCE:
-        return HalfLife(None, None, None, above_chance=False)
     estimate = half_life(offsets, np.array([[point.value for point in auroc]]))[0]
     resampled_S = np.sort(np.nan_to_num(half_life(offsets, area_SO), nan=0.0, posinf=np.inf))
     low, high = resampled_S[[int(0.025 * _N_RESAMPLES), int(0.975 * _N_RESAMPLES)]]
