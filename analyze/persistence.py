@@ -47,6 +47,7 @@ ALL_EMOTIONS = "all"
 _N_FOLDS = 5
 _LOGISTIC_C = 0.01
 _N_RESAMPLES = 500
+_NORMAL_95 = 1.959964
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,17 +176,26 @@ def half_life(offsets: Sequence[int], score_SO: NDArray[np.float64]) -> NDArray[
     """First offset at which score above chance is half of what it was at the first offset, linear between offsets.
 
     Returns:
-        For each resample the half-life in tokens; infinity where the score never halved, NaN where it began at or below chance.
+        For each row the half-life in tokens; infinity where the score never halved, NaN where it began at or below chance.
     """
+    return np.where(score_SO[:, 0] > CHANCE, _crossing(offsets, _excess(score_SO)), np.nan)
+
+
+def _excess(score_SO: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What a score has above half of its height above chance at the first offset."""
     above_SO = score_SO - CHANCE
-    excess_SO = above_SO - above_SO[:, :1] / 2
-    result_S = np.full(len(score_SO), np.inf)
+    return above_SO - above_SO[:, :1] / 2
+
+
+def _crossing(offsets: Sequence[int], excess_SO: NDArray[np.float64]) -> NDArray[np.float64]:
+    """First offset at which something is not above 0; infinity where it always is."""
+    result_S = np.full(len(excess_SO), np.inf)
     for index in range(len(offsets) - 1, 0, -1):
         before_S, after_S = excess_SO[:, index - 1], excess_SO[:, index]
         crosses_S = (before_S > 0) & (after_S <= 0)
         share_S = np.divide(before_S, before_S - after_S, out=np.zeros_like(before_S), where=crosses_S)
         result_S = np.where(crosses_S, offsets[index - 1] + share_S * (offsets[index] - offsets[index - 1]), result_S)
-    return np.where(above_SO[:, 0] > 0, result_S, np.nan)
+    return np.where(excess_SO[:, 0] > 0, result_S, float(offsets[0]))
 
 
 def make_classifier(kind: str) -> Any:
@@ -270,7 +280,7 @@ def _curves(
     truth_N, groups_N, emotions = examples.truth, examples.groups, examples.classes
     curves, area_SOK = [], None
     areas = [
-        area_intervals(truth_N, probability[0][:, index], groups_N)
+        area_intervals(truth_N, probability[0][:, index], groups_N, out_of_fold=True)
         if len(probability) == 1
         else shuffled_area_intervals(truth_N, [one[:, index] for one in probability], groups_N)
         for index in range(len(offsets))
@@ -288,10 +298,16 @@ def _curves(
 
 
 def _half_life_interval(offsets: tuple[int, ...], auroc: tuple[Interval, ...], area_SO: NDArray[np.float64]) -> HalfLife:
-    estimate = half_life(offsets, np.array([[point.value for point in auroc]]))[0]
-    resampled_S = np.sort(np.nan_to_num(half_life(offsets, area_SO), nan=0.0, posinf=np.inf))
-    low, high = resampled_S[[int(0.025 * _N_RESAMPLES), int(0.975 * _N_RESAMPLES)]]
-    return HalfLife(_finite(estimate), _finite(low), _finite(high), above_chance=True)
+    """The offsets at which the score cannot be told from half of its height, as Fieller (1954) inverts a test of a ratio.
+
+    From where the lower end of the score's excess over half is first not above 0, to where its upper end is. Percentiles of
+    resampled half-lives were rejected: noise in a flat curve crosses early, in a resample twice as often as in the sample.
+    """
+    value_1O = np.array([[point.value for point in auroc]])
+    half_O = _NORMAL_95 * _excess(area_SO).std(axis=0)
+    excess_1O = _excess(value_1O)
+    low, high = _crossing(offsets, np.concatenate([excess_1O - half_O, excess_1O + half_O]))
+    return HalfLife(_finite(half_life(offsets, value_1O)[0]), _finite(low), _finite(high), above_chance=True)
 
 
 def _finite(value: float) -> float | None:

@@ -207,16 +207,32 @@ def share_interval(right_N: NDArray[np.bool_], groups_N: NDArray[np.int64] | Non
 
 
 def area_intervals(
-    truth_N: NDArray[np.int64], score_NK: NDArray[np.floating], groups_N: NDArray[np.int64] | None = None
+    truth_N: NDArray[np.int64],
+    score_NK: NDArray[np.floating],
+    groups_N: NDArray[np.int64] | None = None,
+    out_of_fold: bool = False,
 ) -> tuple[Interval, tuple[Interval, ...]]:
-    """The macro AUROC with its interval over situations, and that of each class."""
+    """The macro AUROC with its interval over situations, and that of each class.
+
+    Args:
+        out_of_fold: whether examples were scored by probes fitted to the others. Then an example's score and the part that it
+            has in the others' scores go together, which at chance doubles the variance (Nadeau & Bengio 2003 correct for it
+            by 2.25 with five folds), and near 1, where probes hardly differ, does nothing.
+    """
     situation_N = _numbered(groups_N, len(truth_N))
     parts, scarce_K = _areas(truth_N, score_NK), _scarce(truth_N, situation_N, score_NK.shape[1])
     together = (
         len(parts) ** 2 / float(np.sum(1 / scarce_K)) / 2
     )  # as independent means have, halved: an error is one of two classes
-    of_each = [_area_interval(*part, situation_N, float(scarce)) for part, scarce in zip(parts, scarce_K, strict=True)]
-    return _area_interval(*_mean_area(parts), situation_N, together), tuple(of_each)
+
+    def interval(part: tuple[float, NDArray[np.float64]], scarce: float) -> Interval:
+        area, influence_N = part
+        variance = _clustered_variance(influence_N, situation_N) * (1 + 4 * area * (1 - area) if out_of_fold else 1)
+        # an area varies at most as trials of the scarcer side, and half as much near 1 (Hanley & McNeil 1982)
+        return _wilson(area, _effective(area, variance, scarce, 0.5))
+
+    of_each = tuple(interval(part, float(scarce)) for part, scarce in zip(parts, scarce_K, strict=True))
+    return interval(_mean_area(parts), together), of_each
 
 
 def shuffled_area_intervals(
@@ -336,11 +352,6 @@ def _scarce(truth_N: NDArray[np.int64], situation_N: NDArray[np.int64], n_classe
     """For each class the number of situations of it, or of the rest, whichever is less."""
     sides = [(situation_N[truth_N == label], situation_N[truth_N != label]) for label in range(n_classes)]
     return np.array([min(len(np.unique(side)) for side in both) for both in sides])
-
-
-def _area_interval(value: float, influence_N: NDArray[np.float64], situation_N: NDArray[np.int64], scarce: float) -> Interval:
-    """An area varies at most as that many trials, one for each of the scarcer side; near 1 half as much (Hanley & McNeil 1982)."""
-    return _wilson(value, _effective(value, _clustered_variance(influence_N, situation_N), scarce, 0.5))
 
 
 def _percentiles(value: float, resampled_S: NDArray[np.float64]) -> Interval:
