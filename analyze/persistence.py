@@ -9,7 +9,7 @@ emotion there in any linear form?); `offset-0`, fitted at the utterance's last t
 with states standardised at each offset; and `shuffled`, refit on shuffled labels (what does nothing score?), the mean of
 five: one shuffle that happens to lie along the emotions scores far from chance, above it or below.
 
-Shape suffixes: R readers, N utterances, O offsets, K emotions, D width, S resamples.
+Shape suffixes: R readers, N utterances, O offsets, K emotions, D width, S curves.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,16 @@ from analyze.extracting import same_way
 from analyze.mapping import Mapper, ignore, in_threads
 from analyze.probes import N_SHUFFLES
 from analyze.query import Run
-from analyze.scores import Interval, area_intervals, shuffled_area_intervals
+from analyze.scores import (
+    Area,
+    Interval,
+    area_intervals,
+    areas,
+    mean_area,
+    out_of_fold_factor,
+    shuffled_area_intervals,
+    standard_error,
+)
 from extract.corpus import Corpus
 from extract.identity import sha256_hex
 from extract.request import Request
@@ -46,7 +55,6 @@ ALL_EMOTIONS = "all"
 
 _N_FOLDS = 5
 _LOGISTIC_C = 0.01
-_N_RESAMPLES = 500
 _NORMAL_95 = 1.959964
 
 
@@ -62,10 +70,6 @@ class HalfLife:
     """Upper end; None as above."""
     above_chance: bool
     """Whether the score at offset 0 was above chance, interval and all."""
-
-
-NO_HALF_LIFE = HalfLife(None, None, None, above_chance=False)
-"""Of a score that was not above chance at offset 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,33 +282,42 @@ def _curves(
 ) -> list[Curve]:
     """The curves of a reader, from its class probabilities (N, O, K); their mean where it is several."""
     truth_N, groups_N, emotions = examples.truth, examples.groups, examples.classes
-    curves, area_SOK = [], None
-    areas = [
-        area_intervals(truth_N, probability[0][:, index], groups_N, out_of_fold=True)
-        if len(probability) == 1
-        else shuffled_area_intervals(truth_N, [one[:, index] for one in probability], groups_N)
-        for index in range(len(offsets))
+    at_each_O = [[one[:, index] for one in probability] for index in range(len(offsets))]
+    intervals_O = [
+        area_intervals(truth_N, said[0], groups_N, out_of_fold=True)
+        if len(said) == 1
+        else shuffled_area_intervals(truth_N, said, groups_N)
+        for said in at_each_O
     ]
+    parts_OK = [[mean_area(parts) for parts in zip(*(areas(truth_N, one) for one in said), strict=True)] for said in at_each_O]
+    curves = []
     for label, emotion in enumerate((*emotions, ALL_EMOTIONS)):
         whole = label == len(emotions)
-        auroc = tuple(macro if whole else of_each[label] for macro, of_each in areas)
-        life = NO_HALF_LIFE
-        if auroc[0].low > CHANCE:
-            if area_SOK is None:
-                area_SOK = np.mean([_resampled_areas(one, truth_N, groups_N) for one in probability], axis=0)
-            life = _half_life_interval(offsets, auroc, area_SOK.mean(axis=2) if whole else area_SOK[:, :, label])
-        curves.append(Curve(emotion, reader, auroc, life))
+        auroc = tuple(macro if whole else of_each[label] for macro, of_each in intervals_O)
+        area_O = [mean_area(parts_K) if whole else parts_K[label] for parts_K in parts_OK]
+        curves.append(Curve(emotion, reader, auroc, _half_life_interval(offsets, auroc, area_O, groups_N)))
     return curves
 
 
-def _half_life_interval(offsets: tuple[int, ...], auroc: tuple[Interval, ...], area_SO: NDArray[np.float64]) -> HalfLife:
-    """The offsets at which the score cannot be told from half of its height, as Fieller (1954) inverts a test of a ratio.
+def _half_life_interval(
+    offsets: tuple[int, ...], auroc: tuple[Interval, ...], area_O: Sequence[Area], groups_N: NDArray[np.int64]
+) -> HalfLife:
+    """The offsets at which the score cannot be told from half of its height, as Fieller (1954) inverts the test of a ratio.
 
-    From where the lower end of the score's excess over half is first not above 0, to where its upper end is. Percentiles of
-    resampled half-lives were rejected: noise in a flat curve crosses early, in a resample twice as often as in the sample.
+    They go from where the lower end of what the score has above half is first not above 0, to where the upper end is.
+    Percentiles of resampled half-lives were rejected: noise lets a flat curve cross early, and a resample has more of it.
     """
-    value_1O = np.array([[point.value for point in auroc]])
-    half_O = _NORMAL_95 * _excess(area_SO).std(axis=0)
+    if auroc[0].low <= CHANCE:
+        return HalfLife(None, None, None, above_chance=False)
+    value_1O = np.array([[area.value for area in area_O]])
+    half_O = np.array(
+        [
+            _NORMAL_95
+            * standard_error(area.influence_N - area_O[0].influence_N / 2, groups_N)
+            * out_of_fold_factor(area.value) ** 0.5
+            for area in area_O
+        ]
+    )
     excess_1O = _excess(value_1O)
     low, high = _crossing(offsets, np.concatenate([excess_1O - half_O, excess_1O + half_O]))
     return HalfLife(_finite(half_life(offsets, value_1O)[0]), _finite(low), _finite(high), above_chance=True)
@@ -312,26 +325,3 @@ def _half_life_interval(offsets: tuple[int, ...], auroc: tuple[Interval, ...], a
 
 def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
-
-
-def _resampled_areas(
-    probability_NOK: NDArray[np.float64], truth_N: NDArray[np.int64], groups_N: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """One-vs-rest AUROC (S, O, K) over bootstrap resamples of situations, the same resample at every offset."""
-    _, n_offsets, n_emotions = probability_NOK.shape
-    situation_N = np.unique(groups_N, return_inverse=True)[1]
-    n_situations = int(situation_N.max()) + 1
-    generator = np.random.default_rng(SEED)
-    drawn_SG = generator.multinomial(n_situations, np.full(n_situations, 1 / n_situations), size=_N_RESAMPLES)
-    weight_SN = drawn_SG[:, situation_N].astype(np.float64)
-    area_SOK = np.empty((_N_RESAMPLES, n_offsets, n_emotions))
-    for label in range(n_emotions):
-        positive_N = truth_N == label
-        weight_SP, weight_SQ = weight_SN[:, positive_N], weight_SN[:, ~positive_N]
-        pairs_S = np.maximum(weight_SP.sum(axis=1) * weight_SQ.sum(axis=1), 1)
-        for index in range(n_offsets):
-            value_N = probability_NOK[:, index, label]
-            difference_PQ = value_N[positive_N][:, None] - value_N[~positive_N][None, :]
-            wins_PQ = (difference_PQ > 0) + 0.5 * (difference_PQ == 0)
-            area_SOK[:, index, label] = np.einsum("sp,pq,sq->s", weight_SP, wins_PQ, weight_SQ, optimize=True) / pairs_S
-    return area_SOK

@@ -60,6 +60,16 @@ class Scores:
     """Number of examples by true class (rows) and predicted class (columns)."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Area:
+    """An AUROC, or a mean of several."""
+
+    value: float
+    """The area."""
+    influence_N: NDArray[np.float64]
+    """Each example's influence on it, of which the mean's variance is the area's."""
+
+
 @dataclass(frozen=True, slots=True)
 class ValueScores:
     """How well predicted numbers fit the true ones."""
@@ -215,38 +225,35 @@ def area_intervals(
     """The macro AUROC with its interval over situations, and that of each class.
 
     Args:
-        out_of_fold: whether examples were scored by probes fitted to the others. Then an example's score and the part that it
-            has in the others' scores go together, which at chance doubles the variance (Nadeau & Bengio 2003 correct for it
-            by 2.25 with five folds), and near 1, where probes hardly differ, does nothing.
+        out_of_fold: whether examples were scored by probes fitted to the others; see `out_of_fold_factor`.
     """
     situation_N = _numbered(groups_N, len(truth_N))
-    parts, scarce_K = _areas(truth_N, score_NK), _scarce(truth_N, situation_N, score_NK.shape[1])
+    parts, scarce_K = areas(truth_N, score_NK), _scarce(truth_N, situation_N, score_NK.shape[1])
     together = (
         len(parts) ** 2 / float(np.sum(1 / scarce_K)) / 2
     )  # as independent means have, halved: an error is one of two classes
 
-    def interval(part: tuple[float, NDArray[np.float64]], scarce: float) -> Interval:
-        area, influence_N = part
-        variance = _clustered_variance(influence_N, situation_N) * (1 + 4 * area * (1 - area) if out_of_fold else 1)
+    def interval(part: Area, scarce: float) -> Interval:
+        factor = out_of_fold_factor(part.value) if out_of_fold else 1.0
         # an area varies at most as trials of the scarcer side, and half as much near 1 (Hanley & McNeil 1982)
-        return _wilson(area, _effective(area, variance, scarce, 0.5))
+        n_effective = _effective(part.value, _clustered_variance(part.influence_N, situation_N) * factor, scarce, 0.5)
+        return _wilson(part.value, n_effective)
 
     of_each = tuple(interval(part, float(scarce)) for part, scarce in zip(parts, scarce_K, strict=True))
-    return interval(_mean_area(parts), together), of_each
+    return interval(mean_area(parts), together), of_each
 
 
 def shuffled_area_intervals(
     truth_N: NDArray[np.int64], score_RNK: Sequence[NDArray[np.floating]], groups_N: NDArray[np.int64] | None = None
 ) -> tuple[Interval, tuple[Interval, ...]]:
     """As `area_intervals`, the mean over what probes of several shuffles of the labels score."""
-    parts_RK = [_areas(truth_N, score_NK) for score_NK in score_RNK]
+    parts_RK = [areas(truth_N, score_NK) for score_NK in score_RNK]
 
-    def over_shuffles(parts_R: Sequence[tuple[float, NDArray[np.float64]]]) -> Interval:
-        influence_N: NDArray[np.float64] = np.mean([influence for _, influence in parts_R], axis=0)
-        return mean_over_shuffles(np.array([area for area, _ in parts_R]), influence_N, groups_N)
+    def over_shuffles(parts_R: Sequence[Area]) -> Interval:
+        return mean_over_shuffles(np.array([part.value for part in parts_R]), mean_area(parts_R).influence_N, groups_N)
 
     of_each = tuple(over_shuffles(parts_R) for parts_R in zip(*parts_RK, strict=True))
-    return over_shuffles([_mean_area(parts_K) for parts_K in parts_RK]), of_each
+    return over_shuffles([mean_area(parts_K) for parts_K in parts_RK]), of_each
 
 
 def mean_over_shuffles(
@@ -272,13 +279,30 @@ def _student(freedom: float) -> float:
     return float(student.ppf(0.975, freedom))
 
 
-def _areas(truth_N: NDArray[np.int64], score_NK: NDArray[np.floating]) -> list[tuple[float, NDArray[np.float64]]]:
-    """Each class's one-vs-rest AUROC, and each example's influence on it."""
+def areas(truth_N: NDArray[np.int64], score_NK: NDArray[np.floating]) -> list[Area]:
+    """Each class's one-vs-rest AUROC."""
     return [_auroc(truth_N == label, score_NK[:, label]) for label in range(score_NK.shape[1])]
 
 
-def _mean_area(parts: Sequence[tuple[float, NDArray[np.float64]]]) -> tuple[float, NDArray[np.float64]]:
-    return float(np.mean([area for area, _ in parts])), np.asarray(np.mean([influence for _, influence in parts], axis=0))
+def mean_area(parts: Sequence[Area]) -> Area:
+    """The mean of areas over the same examples."""
+    influence_N: NDArray[np.float64] = np.mean([part.influence_N for part in parts], axis=0)
+    return Area(float(np.mean([part.value for part in parts])), influence_N)
+
+
+def out_of_fold_factor(area: float) -> float:
+    """By how much the variance of an AUROC grows when examples are scored by probes fitted to the others.
+
+    An example's score and the part that it has in the others' scores go together, and all five probes share the luck of most of
+    their training examples. At chance this is the correction of Nadeau & Bengio (2003) for five folds, 1 + 5 / 4; near 1, where
+    probes hardly differ, it is none.
+    """
+    return 1 + 5 * area * (1 - area)
+
+
+def standard_error(influence_N: NDArray[np.float64], groups_N: NDArray[np.int64]) -> float:
+    """Of whatever examples have this influence on, over situations."""
+    return float(np.sqrt(_clustered_variance(influence_N, _numbered(groups_N, len(influence_N)))))
 
 
 def _resample(cell_N: NDArray[np.int64], situation_N: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
@@ -333,7 +357,7 @@ def _macro_f1(confusion_KK: NDArray[np.int64], resampled_SKK: NDArray[np.int64],
     return Interval(value, min(value, interval.low), max(value, interval.high))
 
 
-def _auroc(positive_N: NDArray[np.bool_], score_N: NDArray[np.floating]) -> tuple[float, NDArray[np.float64]]:
+def _auroc(positive_N: NDArray[np.bool_], score_N: NDArray[np.floating]) -> Area:
     """The area, and each example's influence on it: its placement among the other class, less the area, over its share."""
     n_positive, n_negative = int(positive_N.sum()), int((~positive_N).sum())
     rank_N = rankdata(score_N)
@@ -345,7 +369,7 @@ def _auroc(positive_N: NDArray[np.bool_], score_N: NDArray[np.floating]) -> tupl
     toward_N = np.where(positive_N, placement_N - area, (1 - placement_N) - area)
     size_N = np.where(positive_N, n_positive, n_negative)
     unbiased_N = np.sqrt(size_N / np.maximum(size_N - 1, 1))  # the variance within each class is a sample's
-    return area, toward_N * unbiased_N * len(score_N) / size_N
+    return Area(area, toward_N * unbiased_N * len(score_N) / size_N)
 
 
 def _scarce(truth_N: NDArray[np.int64], situation_N: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:

@@ -27,7 +27,7 @@ ONSET_SHARE = 0.5
 PLATEAU_SHARE = 0.95
 """Of the peak's accuracy above chance, that the plateau keeps."""
 
-_OUT_OF_FOLD = 2**0.5  # at chance, standard errors over those of resamples that fit no probes; see scores.area_intervals
+_OUT_OF_FOLD = 1.5  # at chance, standard errors over those of resamples that fit no probes; see scores.out_of_fold_factor
 _N_RESAMPLES = 1000
 _MOST_WEIGHTS = 4_000_000
 

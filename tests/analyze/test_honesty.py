@@ -73,7 +73,7 @@ class World:
         rng = np.random.default_rng(seed)
         code_N = np.concatenate([self.draw(rng, n_train), self.draw(rng, n_test)])
         hidden = np.stack([self.states(rng, code_N, self.n_pair) for _ in range(n_draws)]).astype(np.float32)
-        columns: dict[str, list[object]] = {
+        columns = {
             "label": [f"emotion {code}" for code in code_N],
             "split": ["train"] * n_train + ["test"] * n_test,
             "pair_id": [f"situation {number}" for number in np.arange(len(code_N)) // self.n_pair],
@@ -219,10 +219,11 @@ def decaying_states(rng: np.random.Generator, code_N: Codes, half: float) -> Flo
     strength_O = 1.4 * 0.5 ** (np.array(OFFSETS) / half)
     n = len(code_N)
     noise = 0.5**0.5 * rng.standard_normal((n, 1, WIDTH)) + 0.5**0.5 * rng.standard_normal((n, len(OFFSETS), WIDTH))
-    return noise + strength_O[:, None] * (np.eye(1, WIDTH) * (2 * code_N[:, None] - 1))[:, None]
+    states: Floats = noise + strength_O[:, None] * (np.eye(1, WIDTH) * (2 * code_N[:, None] - 1))[:, None]
+    return states
 
 
-def mean_areas(half: float, n_train: int, n_sets: int = 60) -> Floats:
+def mean_areas(half: float, n_train: int, n_sets: int = 150) -> Floats:
     """AUROC at each offset of probes of that size, mean over training sets: for two normal classes it is known exactly."""
     rng = np.random.default_rng(99)
     area = np.zeros(len(OFFSETS))
@@ -292,7 +293,7 @@ def selectivities(plant: Plant, n_runs: int) -> Iterator[tuple[Interval, float]]
     for seed in range(n_runs):
         rng = np.random.default_rng(seed)
         code_N, words, states_ND = worded_states(rng, n_train + n_test)
-        split: list[object] = ["train"] * n_train + ["test"] * n_test
+        split = ["train"] * n_train + ["test"] * n_test
         run = plant(
             states_ND[None].astype(np.float32), {"label": [str(code) for code in code_N], "text": words, "split": split}
         )
