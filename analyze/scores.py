@@ -216,6 +216,16 @@ def share_interval(right_N: NDArray[np.bool_], groups_N: NDArray[np.int64] | Non
     return _wilson(share, min(n_effective, float(len(right_N))))
 
 
+def area_interval(
+    truth_N: NDArray[np.int64],
+    score_NK: NDArray[np.floating],
+    groups_N: NDArray[np.int64] | None = None,
+    out_of_fold: bool = False,
+) -> Interval:
+    """The first of `area_intervals`."""
+    return area_intervals(truth_N, score_NK, groups_N, out_of_fold)[0]
+
+
 def area_intervals(
     truth_N: NDArray[np.int64],
     score_NK: NDArray[np.floating],

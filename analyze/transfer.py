@@ -26,7 +26,7 @@ from analyze.mapping import Mapper, ignore, in_threads
 from analyze.moments import Floats, Target
 from analyze.probes import DEFAULT, ProbeSpec
 from analyze.query import Run
-from analyze.scores import Interval, area_intervals, mean_interval, share_interval
+from analyze.scores import Interval, area_interval, mean_interval, share_interval
 from analyze.selection import choose_strength
 from analyze.states import States, states_of
 
@@ -225,13 +225,13 @@ class _Work:
         right_M, own_right_M = (scores.argmax(axis=1) == truth_M for scores in (said[0], own_MK))
         affect = None
         if self._with_affect:
-            affect, _ = area_intervals((part.examples.labels[part.test] != NEUTRAL).astype(np.int64), said[1], groups_M)
+            affect = area_interval((part.examples.labels[part.test] != NEUTRAL).astype(np.int64), said[1], groups_M)
         return TransferCell(
             layer=layer,
             train=self._parts[train].source.name,
             test=part.source.name,
             accuracy=share_interval(right_M, groups_M),
-            auroc=area_intervals(truth_M, said[0], groups_M)[0],
+            auroc=area_interval(truth_M, said[0], groups_M),
             loss=mean_interval(own_right_M.astype(np.float64) - right_M, groups_M),
             affect_auroc=affect,
         )
