@@ -239,9 +239,8 @@ def area_intervals(
     """
     situation_N = _numbered(groups_N, len(truth_N))
     parts, scarce_K = areas(truth_N, score_NK), _scarce(truth_N, situation_N, score_NK.shape[1])
-    together = (
-        len(parts) ** 2 / float(np.sum(1 / scarce_K)) / 2
-    )  # as independent means have, halved: an error is one of two classes
+    # the mean over classes: as of independent ones, halved because every error is one between two classes
+    together = len(parts) ** 2 / float(np.sum(1 / scarce_K)) / 2
 
     def interval(part: Area, scarce: float) -> Interval:
         factor = out_of_fold_factor(part.value) if out_of_fold else 1.0
