@@ -21,8 +21,9 @@ from analyze.mapping import Mapper, ignore, in_threads
 from analyze.moments import Floats, Labels
 from analyze.probes import N_FOLDS, N_SHUFFLES, ProbeSpec, require_vectors
 from analyze.query import Run
-from analyze.scores import Interval, Measure, SetScores, mean_measure, mean_over_shuffles, measure_sets, score_sets
+from analyze.scores import Interval, Measure, mean_measure, mean_over_shuffles
 from analyze.selection import fit_validated
+from analyze.set_scores import SetScores, measure_sets, score_sets
 from analyze.states import states_of
 
 
@@ -219,7 +220,7 @@ def _control(has_NK: NDArray[np.bool_], said: Sequence[NDArray[np.float32]], gro
 
 def _share(right_N: NDArray[np.bool_]) -> Measure:
     exact_N: Floats = right_N.astype(np.float64)
-    return float(exact_N.mean()), exact_N - exact_N.mean()
+    return Measure(float(exact_N.mean()), exact_N - exact_N.mean())
 
 
 def _over_shuffles(measures: Sequence[Measure], groups_N: NDArray[np.int64]) -> Interval:

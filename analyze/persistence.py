@@ -11,7 +11,8 @@ At each offset several readers are scored on utterances they were not fitted on,
     offset-0      fitted at the first offset: is it there in the same form?
     offset-aware  fitted at all offsets at once: the linear form of the paper's probe, whose learned embedding of the offset is
                   a shift of the state by offset, which standardising takes out
-    shuffled      refit on shuffled labels: what does nothing score?
+    shuffled      refit on shuffled labels: what does nothing score? The mean of five: one shuffle that happens to lie along the
+                  emotions scores far from chance, above it or below
     words         replies only: TF-IDF of the reply's tokens so far and logistic regression
 
 Shape suffixes: N utterances, M of them, O offsets, K emotions, D width.
@@ -35,6 +36,7 @@ from analyze.examples import FEWEST_SITUATIONS, SEED, Examples, Fold, folds, lab
 from analyze.extracting import same_way, stratified_sample
 from analyze.mapping import Mapper, ignore, in_threads
 from analyze.moments import Floats
+from analyze.probes import N_SHUFFLES
 from analyze.query import Run
 from analyze.scores import Interval, area_difference
 from extract.corpus import Corpus
@@ -181,8 +183,8 @@ def measure_persistence(
         beyond_words = tuple(
             area_difference(
                 examples.truth[here_N],
-                probability["refit"][here_N, index],
-                probability[WORDS][here_N, index],
+                probability["refit"][0][here_N, index],
+                probability[WORDS][0][here_N, index],
                 examples.groups[here_N],
             )
             for index, here_N in enumerate(present_NO.T)
@@ -243,11 +245,14 @@ class _Readings:
         self._folds: list[Fold] = folds(examples.truth, examples.groups, _N_FOLDS)
         self._readers = READERS if replies is None else (*READERS, WORDS)
 
-    def all(self, on_offset: Callable[[int], None], mapper: Mapper) -> dict[str, Floats]:
-        """Class probabilities (N, O, K) of each reader."""
+    def all(self, on_offset: Callable[[int], None], mapper: Mapper) -> dict[str, list[Floats]]:
+        """Class probabilities (N, O, K) of each reader; several of the shuffled one, one for each shuffle."""
         self._shared = mapper(self._fit_shared, range(len(self._folds)))
         by_offset = mapper(self._read, range(len(self._offsets)), on_offset)
-        return {reader: np.stack([said[reader] for said in by_offset], axis=1) for reader in self._readers}
+        return {
+            reader: [np.stack(parts, axis=1) for parts in zip(*(said[reader] for said in by_offset), strict=True)]
+            for reader in self._readers
+        }
 
     def _fit_shared(self, fold: int) -> tuple[Any, Any]:
         """The probes of a fold that serve all offsets: that of the first one, and the one fitted to all."""
@@ -256,24 +261,31 @@ class _Readings:
         truth = np.concatenate([self._truth_N[train] for _, train in parts])
         return at_zero, make_classifier(self._kind).fit(np.concatenate([states for states, _ in parts]), truth)
 
-    def _read(self, index: int) -> dict[str, Floats]:
+    def _read(self, index: int) -> dict[str, list[Floats]]:
         """Class probabilities (N, K) of each reader at one offset; those of absent utterances are 0."""
-        said = {reader: np.zeros((len(self._truth_N), self._n_emotions)) for reader in self._readers}
-        shuffled_N = self._truth_N.copy()
-        here = np.flatnonzero(self._present_NO[:, index])
-        shuffled_N[here] = np.random.default_rng((SEED, index)).permutation(self._truth_N[here])  # else all offsets err alike
+        shape = len(self._truth_N), self._n_emotions
+        said = {reader: [np.zeros(shape) for _ in range(_times(reader))] for reader in self._readers}
+        shuffles = [self._shuffled(index, number) for number in range(N_SHUFFLES)]
         for fold, (at_zero, aware) in enumerate(self._shared):
             train, test = self._sides(index, fold)
             if not len(test):
                 continue
             fitted_on, held_out = self._standardised(index, fold)
-            refit = make_classifier(self._kind).fit(fitted_on, self._truth_N[train])
-            by_chance = make_classifier(self._kind).fit(fitted_on, shuffled_N[train])
-            for reader, probe in zip(READERS, (refit, at_zero, aware, by_chance), strict=True):
-                said[reader][test] = read_probabilities(probe, held_out, self._n_emotions)
+            refit, *by_chance = (
+                make_classifier(self._kind).fit(fitted_on, truth_N[train]) for truth_N in (self._truth_N, *shuffles)
+            )
+            for reader, probes in zip(READERS, ([refit], [at_zero], [aware], by_chance), strict=True):
+                for place, probe in enumerate(probes):
+                    said[reader][place][test] = read_probabilities(probe, held_out, self._n_emotions)
             if self._replies is not None:
-                said[WORDS][test] = self._read_words(index, train, test)
+                said[WORDS][0][test] = self._read_words(index, train, test)
         return said
+
+    def _shuffled(self, index: int, number: int) -> NDArray[np.int64]:
+        """Labels shuffled among who is there; differently at every offset, else all their controls would err alike."""
+        shuffled_N, here = self._truth_N.copy(), np.flatnonzero(self._present_NO[:, index])
+        shuffled_N[here] = np.random.default_rng((SEED, index, number)).permutation(self._truth_N[here])
+        return shuffled_N
 
     def _read_words(self, index: int, train: NDArray[np.int64], test: NDArray[np.int64]) -> Floats:
         assert self._replies is not None
@@ -317,6 +329,11 @@ def _present(examples: Examples, offsets: Sequence[int], replies: list[list[int]
             f"{FEWEST_SITUATIONS} situations of each label; take more utterances or another template"
         )
     return present_NO[:, :n_offsets]
+
+
+def _times(reader: str) -> int:
+    """How many readings a reader's score is the mean of."""
+    return N_SHUFFLES if reader == "shuffled" else 1
 
 
 def _as_they_are(tokens: list[int]) -> list[int]:

@@ -22,7 +22,15 @@ from analyze.fitting import SOLVERS, Fit, Probe, check_kind, prepare, read_proba
 from analyze.mapping import Mapper, ignore, in_threads
 from analyze.moments import Floats, Target
 from analyze.query import Run
-from analyze.scores import Interval, Scores, macro_area, mean_interval, mean_over_shuffles, score
+from analyze.scores import (
+    Interval,
+    Scores,
+    mean_interval,
+    mean_over_shuffles,
+    score,
+    share_interval,
+    shuffled_area_intervals,
+)
 from analyze.selection import choose_strength
 from analyze.states import states_of
 from analyze.where import Where, locate
@@ -283,7 +291,7 @@ class _Work:
             layer=layer,
             test=score(truth_N, main, groups_N, ranks_only),
             control=_control(truth_N, shuffled, groups_N),
-            task=mean_interval(right_of_task_N.astype(np.float64), groups_N),
+            task=share_interval(right_of_task_N, groups_N),
             selectivity=mean_interval(right_of_main_N.astype(np.float64) - right_of_task_N, groups_N),
             affect=affect,
             strength=strength,
@@ -317,14 +325,11 @@ def _control_task(run: Run, examples: Examples, train_N: NDArray[np.bool_]) -> N
 def _control(truth_N: NDArray[np.int64], said: Sequence[Floats], groups_N: NDArray[np.int64]) -> Control:
     """Mean scores over shuffles; the interval covers the test situations and, between shuffles, the luck of one shuffle."""
     right_RN = np.stack([scores.argmax(axis=1) == truth_N for scores in said]).astype(np.float64)
-    areas = [macro_area(truth_N, scores) for scores in said]
     return Control(
         accuracy=mean_over_shuffles(
             right_RN.mean(axis=1), (right_RN - right_RN.mean(axis=1, keepdims=True)).mean(axis=0), groups_N
         ),
-        auroc=mean_over_shuffles(
-            np.array([area for area, _ in areas]), np.mean([influence_N for _, influence_N in areas], axis=0), groups_N
-        ),
+        auroc=shuffled_area_intervals(truth_N, said, groups_N)[0],
     )
 
 

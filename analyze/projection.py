@@ -70,6 +70,8 @@ def project(run: Run, site: str, layer: int, probe: Probe) -> Projection:
 
 
 def _plane(values_ND: np.ndarray) -> tuple[Points, tuple[float, float]]:
+    if np.ptp(values_ND, axis=0).max() == 0:  # all alike: there is no axis to find
+        return ((0.0, 0.0),) * len(values_ND), (0.0, 0.0)
     pca = PCA(n_components=2, random_state=SEED)
     points = pca.fit_transform(values_ND)
     first, second = (float(share) for share in pca.explained_variance_ratio_)

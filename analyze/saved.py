@@ -95,7 +95,7 @@ def load_probes(run: Run, site: str, layers: Sequence[int], spec: ProbeSpec) -> 
     """Probes kept with a run, by layer.
 
     Raises:
-        ValueError: there are none, or the file is damaged.
+        ValueError: there are none, or the file is damaged or another's.
     """
     name = f"analysis/{probe_name(run, site, layers, spec)}.safetensors"
     try:
@@ -108,9 +108,15 @@ def load_probes(run: Run, site: str, layers: Sequence[int], spec: ProbeSpec) -> 
         ) from error
     try:
         made, tensors = _metadata(data), load(data)
-        return made, {layer: _probe(tensors, index, made.gives) for index, layer in enumerate(made.layers)}
+        probes = {layer: _probe(tensors, index, made.gives) for index, layer in enumerate(made.layers)}
     except (SafetensorError, ValidationError, ValueError, LookupError) as error:
         raise ValueError(f"{run.stored.objects.url(name)} is damaged; remove it and make the probes again") from error
+    if (made.run_id, made.site, made.layers, made.spec) != (run.run_id, site, tuple(layers), spec):
+        raise ValueError(
+            f"{run.stored.objects.url(name)} holds other probes than its name says: {made.spec.kind} ones of {made.site} of "
+            f"run {made.run_id}; remove it and make the probes again"
+        )
+    return made, probes
 
 
 def predict(run: Run, made: Made, probe: Probe, layer: int, texts: Sequence[str]) -> Floats:

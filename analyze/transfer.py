@@ -26,7 +26,7 @@ from analyze.mapping import Mapper, ignore, in_threads
 from analyze.moments import Floats, Target
 from analyze.probes import DEFAULT, ProbeSpec
 from analyze.query import Run
-from analyze.scores import Interval, area_interval, mean_interval
+from analyze.scores import Interval, area_interval, mean_interval, share_interval
 from analyze.selection import choose_strength
 from analyze.states import States, states_of
 
@@ -236,7 +236,7 @@ class _Work:
             layer=layer,
             train=self._parts[train].source.name,
             test=part.source.name,
-            accuracy=mean_interval(right_M.astype(np.float64), groups_M),
+            accuracy=share_interval(right_M, groups_M),
             auroc=area_interval(truth_M, said[0], groups_M),
             loss=mean_interval(own_right_M.astype(np.float64) - right_M, groups_M),
             affect_auroc=affect,

@@ -21,9 +21,10 @@ from analyze.mapping import Mapper, ignore, in_threads
 from analyze.moments import Floats, Values
 from analyze.probes import N_FOLDS, N_SHUFFLES, ProbeSpec, require_vectors
 from analyze.query import Run
-from analyze.scores import Interval, Measure, ValueScores, mean_measure, mean_over_shuffles, measure_values, score_values
+from analyze.scores import Interval, Measure, mean_measure, mean_over_shuffles
 from analyze.selection import fit_validated
 from analyze.states import states_of
+from analyze.value_scores import ValueScores, measure_values, score_values
 
 KIND = "ridge"
 """The kind of probe that numbers are read with."""

@@ -27,6 +27,7 @@ ONSET_SHARE = 0.5
 PLATEAU_SHARE = 0.95
 """Of the peak's accuracy above chance, that the plateau keeps."""
 
+_OUT_OF_FOLD = 1.5  # at chance, standard errors over those of resamples that fit no probes; see scores.out_of_fold_factor
 _N_RESAMPLES = 1000
 _MOST_WEIGHTS = 4_000_000
 
@@ -67,12 +68,13 @@ def locate(layers: Sequence[int], right_NL: NDArray[np.bool_], groups_N: NDArray
         chance: accuracy of whoever knows nothing.
 
     Returns:
-        None where the peak is not above chance in 97.5% of resamples: there is nothing to locate.
+        None where the peak is not above chance, as the best of as many layers by luck might not be: there is nothing to locate.
     """
-    accuracy_SL = _resampled(right_NL, groups_N)
-    if np.percentile(accuracy_SL.max(axis=1), 2.5) <= chance:
+    accuracy_SL, accuracy_L = _resampled(right_NL, groups_N), right_NL.mean(axis=0, dtype=np.float64)
+    luck = _OUT_OF_FOLD * float(np.percentile((accuracy_SL - accuracy_L).max(axis=1), 97.5))
+    if accuracy_L.max() - luck <= chance:
         return None
-    estimate = _positions(right_NL.mean(axis=0, dtype=np.float64)[None] - chance)
+    estimate = _positions(accuracy_L[None] - chance)
     resampled = _positions(accuracy_SL - chance)
     return Where(*(_interval(layers, int(one[0]), many) for one, many in zip(estimate, resampled, strict=True)))
 

@@ -21,7 +21,8 @@ from analyze.probes import ProbeSpec
 from analyze.query import Run
 from analyze.results import multilabels, save
 from analyze.saved import load_probes, save_probes
-from analyze.scores import measure_sets, score, score_sets
+from analyze.scores import score
+from analyze.set_scores import measure_sets, score_sets
 from analyze.states import states_in
 from tests.analyze.conftest import Columns, Plant
 

@@ -132,6 +132,14 @@ def test_a_sample_without_test_utterances_is_measured_because_folds_need_no_spli
     assert measure_persistence(run, run, 0).n_utterances == 40
 
 
+@pytest.mark.parametrize("kind", ["linear", "logistic"])
+def test_states_that_are_all_alike_score_chance_and_have_no_half_life(plant: Plant, kind: str) -> None:
+    run = plant(np.full((1, 40, 2, 3), 7, np.float32), {"label": ["joy", "fear"] * 20}, offsets=(0, 1))
+    for curve in measure_persistence(run, run, 0, kind).curves:
+        assert all(point.low < point.value == 0.5 < point.high for point in curve.auroc)
+        assert not curve.half_life.above_chance
+
+
 def test_a_label_within_one_pair_is_refused_by_name(plant: Plant) -> None:
     states = np.random.default_rng(0).standard_normal((1, 46, 2, 3)).astype(np.float32)
     run = plant(states, {"label": ["joy"] * 40 + ["fear"] * 6, "pair_id": [*range(40), *[99] * 6]}, offsets=(0, 1))

@@ -17,8 +17,9 @@ from analyze.probes import ProbeSpec
 from analyze.query import Run
 from analyze.results import save, values
 from analyze.saved import load_probes, save_probes
-from analyze.scores import mean_interval, measure_values, score_values
+from analyze.scores import mean_interval
 from analyze.states import states_in
+from analyze.value_scores import measure_values, score_values
 from analyze.valued import ValueResult, probe_values
 from tests.analyze.conftest import Plant
 
