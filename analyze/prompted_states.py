@@ -127,10 +127,10 @@ def compare(
                 site=site,
                 layer=layer,
                 accuracy=share_interval(right_N, groups_N),
-                auroc=area_interval(truth_N, own_NK, groups_N),
+                auroc=area_interval(truth_N, own_NK, groups_N, out_of_fold=True),
                 change=mean_interval(right_N.astype(np.float64) - first_right_N, groups_N),
                 first_accuracy=share_interval(transferred_N, groups_N),
-                first_auroc=area_interval(truth_N, first_NK, groups_N),
+                first_auroc=area_interval(truth_N, first_NK, groups_N, out_of_fold=True),
                 loss=mean_interval(right_N.astype(np.float64) - transferred_N, groups_N),
             )
         )
@@ -150,7 +150,7 @@ def read_along(
     if any(len(np.unique(groups_N[truth_N == label])) < FEWEST_SITUATIONS for label in range(n_classes)):
         return None
     splits = folds(truth_N, groups_N, _N_FOLDS)
-    return area_interval(truth_N, _read(_fitted(hidden_ND, truth_N, splits), hidden_ND, splits), groups_N)
+    return area_interval(truth_N, _read(_fitted(hidden_ND, truth_N, splits), hidden_ND, splits), groups_N, out_of_fold=True)
 
 
 def paired_changes(start_NK: Floats, end_NK: Floats, groups_N: NDArray[np.int64]) -> tuple[Interval, ...]:

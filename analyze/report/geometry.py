@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from analyze import drawing, geometry_plots
 from analyze.geometry import N_PERMUTATIONS, PAIRS, GeometryResult, Grouping, LayerGeometry
 from analyze.report.page import Picture, Section, Table
-from analyze.report.words import layers_of, score, share, share_cell, signed_score
+from analyze.report.words import layers_of, share, share_cell, signed_score
 
 _TOLD = 0.05
 _FIRST_PLACE = 1
@@ -59,7 +59,8 @@ def _findings(result: GeometryResult, entry: LayerGeometry) -> tuple[str, ...]:
     said = [
         between_sentence(entry),
         f"It is largest at layer {highest.layer}, {share(highest.between)}; {_overlapping(near)} overlap that interval.",
-        f"Silhouette at layer {entry.layer}: {score(entry.silhouette)}, where 0 means no nearer to the own label than to the "
+        f"Silhouette at layer {entry.layer}: {signed_score(entry.silhouette)}, where 0 means no nearer to the own label than "
+        "to the "
         "next and 1 means clusters apart.",
         f"Closest directions at layer {entry.layer}: {_closest(result, entry)}.",
     ]
@@ -83,8 +84,9 @@ def _closest(result: GeometryResult, entry: LayerGeometry) -> str:
 def _grouping_sentence(grouping: Grouping, layer: int) -> str:
     pairs = ", ".join(f"{one} with {other}" for one, other in PAIRS)
     said = (
-        f"The pairs that arXiv 2510.04064 finds together ({pairs}) have a mean cosine {signed_score(grouping.contrast)} above "
-        f"that of other pairs at layer {layer}, place {grouping.rank} of all {grouping.n_pairings} pairings. "
+        f"The pairs that arXiv 2510.04064 finds together ({pairs}) have a mean cosine {signed_score(grouping.contrast)} "
+        "against "
+        f"other pairs at layer {layer}, place {grouping.rank} of all {grouping.n_pairings} pairings. "
     )
     if grouping.contrast.low <= 0:
         return said + "That they lie together is not shown here."
@@ -111,7 +113,7 @@ def _table(result: GeometryResult) -> Table:
             str(entry.layer),
             share_cell(entry.between),
             f"{entry.p_value:.3f}",
-            score(entry.silhouette),
+            signed_score(entry.silhouette),
             _closest(result, entry).partition(",")[0],
             *([] if entry.grouping is None else [f"{signed_score(entry.grouping.contrast)}, {entry.grouping.rank}"]),
         )

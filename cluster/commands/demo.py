@@ -24,6 +24,7 @@ def demo(
     from analyze.query import Run
     from analyze.report import findings
     from analyze.transfer import by_values
+    from analyze.zeroshot import MAX_TOKENS
     from cluster import pipeline
     from cluster.launch import extract
     from extract.verify import verify
@@ -42,6 +43,7 @@ def demo(
     site = findings.headline_probe(list(probes.values())).site
     pipeline.geometry(run, site, run.layers_of(site))
     pipeline.transfer(by_values(run, "keyword"), site, run.layers_of(site))
+    pipeline.zero_shot(run, site, "linear", MAX_TOKENS, location)
     path = pipeline.report(run, directory / "report")
     note(f"done in {time.monotonic() - began:.0f} s")
     if as_json:
