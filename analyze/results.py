@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -54,14 +54,17 @@ Result = (
     | ZeroShotResult
 )
 
-_PROBE: TypeAdapter[Kept[ProbeResult]] = TypeAdapter(Kept[ProbeResult])
-_MULTILABEL: TypeAdapter[Kept[MultiLabelResult]] = TypeAdapter(Kept[MultiLabelResult])
-_VALUES: TypeAdapter[Kept[ValueResult]] = TypeAdapter(Kept[ValueResult])
-_PERSISTENCE: TypeAdapter[Kept[PersistenceResult]] = TypeAdapter(Kept[PersistenceResult])
-_GEOMETRY: TypeAdapter[Kept[GeometryResult]] = TypeAdapter(Kept[GeometryResult])
-_TRANSFER: TypeAdapter[Kept[TransferResult]] = TypeAdapter(Kept[TransferResult])
-_PROMPTING: TypeAdapter[Kept[PromptingResult]] = TypeAdapter(Kept[PromptingResult])
-_ZERO_SHOT: TypeAdapter[Kept[ZeroShotResult]] = TypeAdapter(Kept[ZeroShotResult])
+_KINDS: dict[type, tuple[str, TypeAdapter[Any]]] = {
+    ProbeResult: ("probe", TypeAdapter(Kept[ProbeResult])),
+    MultiLabelResult: ("multilabel", TypeAdapter(Kept[MultiLabelResult])),
+    ValueResult: ("values", TypeAdapter(Kept[ValueResult])),
+    PersistenceResult: ("persistence", TypeAdapter(Kept[PersistenceResult])),
+    GeometryResult: ("geometry", TypeAdapter(Kept[GeometryResult])),
+    TransferResult: ("transfer", TypeAdapter(Kept[TransferResult])),
+    PromptingResult: ("prompting", TypeAdapter(Kept[PromptingResult])),
+    ZeroShotResult: ("zero-shot", TypeAdapter(Kept[ZeroShotResult])),
+}
+"""What the name of each kind of result begins with, and how it is written and read."""
 
 
 @cache
@@ -72,39 +75,26 @@ def versions() -> dict[str, str]:
 
 def save(run: Run, result: Result) -> None:
     """Keep a result durably under a name made of what it measured."""
-    match result:
-        case ProbeResult():
-            document = _PROBE.dump_python(Kept(versions(), now(), result), mode="json")
-        case MultiLabelResult():
-            document = _MULTILABEL.dump_python(Kept(versions(), now(), result), mode="json")
-        case ValueResult():
-            document = _VALUES.dump_python(Kept(versions(), now(), result), mode="json")
-        case PersistenceResult():
-            document = _PERSISTENCE.dump_python(Kept(versions(), now(), result), mode="json")
-        case GeometryResult():
-            document = _GEOMETRY.dump_python(Kept(versions(), now(), result), mode="json")
-        case TransferResult():
-            document = _TRANSFER.dump_python(Kept(versions(), now(), result), mode="json")
-        case PromptingResult():
-            document = _PROMPTING.dump_python(Kept(versions(), now(), result), mode="json")
-        case ZeroShotResult():
-            document = _ZERO_SHOT.dump_python(Kept(versions(), now(), result), mode="json")
-    run.stored.objects.replace(f"analysis/{_name(run, result)}", json.dumps(document, indent=1, allow_nan=False).encode())
+    kind, adapter = _KINDS[type(result)]
+    document = adapter.dump_python(Kept(versions(), now(), result), mode="json")
+    run.stored.objects.replace(
+        f"analysis/{kind}.{_measured(run, result)}.json", json.dumps(document, indent=1, allow_nan=False).encode()
+    )
 
 
 def probes(run: Run) -> list[ProbeResult]:
     """The probe results of the present versions kept with a run, by name."""
-    return list(_current(run, "probe", _PROBE))
+    return list(_current(run, ProbeResult))
 
 
 def multilabels(run: Run) -> list[MultiLabelResult]:
     """The results of probes of lists of labels, of the present versions kept with a run, by name."""
-    return list(_current(run, "multilabel", _MULTILABEL))
+    return list(_current(run, MultiLabelResult))
 
 
 def values(run: Run) -> list[ValueResult]:
     """The results of probes of numbers, of the present versions kept with a run, by name."""
-    return list(_current(run, "values", _VALUES))
+    return list(_current(run, ValueResult))
 
 
 def probes_of_any(run: Run) -> list[ProbeResult | MultiLabelResult | ValueResult]:
@@ -114,7 +104,7 @@ def probes_of_any(run: Run) -> list[ProbeResult | MultiLabelResult | ValueResult
 
 def persistence(run: Run) -> list[PersistenceResult]:
     """The persistence results of the present versions kept with a run, by name."""
-    return list(_current(run, "persistence", _PERSISTENCE))
+    return list(_current(run, PersistenceResult))
 
 
 def probe_name(run: Run, site: str, layers: Sequence[int], spec: ProbeSpec) -> str:
@@ -124,43 +114,43 @@ def probe_name(run: Run, site: str, layers: Sequence[int], spec: ProbeSpec) -> s
 
 def geometries(run: Run) -> list[GeometryResult]:
     """The geometries of the present versions kept with a run, by name."""
-    return list(_current(run, "geometry", _GEOMETRY))
+    return list(_current(run, GeometryResult))
 
 
 def transfers(run: Run) -> list[TransferResult]:
     """The transfers of the present versions kept with a run, by name."""
-    return list(_current(run, "transfer", _TRANSFER))
+    return list(_current(run, TransferResult))
 
 
 def promptings(run: Run) -> list[PromptingResult]:
     """The effects of system prompts of the present versions kept with a run, by name."""
-    return list(_current(run, "prompting", _PROMPTING))
+    return list(_current(run, PromptingResult))
 
 
 def zero_shots(run: Run) -> list[ZeroShotResult]:
     """The zero-shot results of the present versions kept with a run, by name."""
-    return list(_current(run, "zero-shot", _ZERO_SHOT))
+    return list(_current(run, ZeroShotResult))
 
 
-def _name(run: Run, result: Result) -> str:
+def _measured(run: Run, result: Result) -> str:
+    """What a result is of, for its name."""
     match result:
         case ProbeResult() | MultiLabelResult() | ValueResult():
-            kind = {ProbeResult: "probe", MultiLabelResult: "multilabel", ValueResult: "values"}[type(result)]
-            return f"{kind}.{_probes_of(run, result.site, [entry.layer for entry in result.layers], result.spec)}.json"
+            return _probes_of(run, result.site, [entry.layer for entry in result.layers], result.spec)
         case PersistenceResult():
-            return f"persistence.{result.site}.{result.layer}.{result.kind}.{result.continued_run_id}.json"
+            return f"{result.site}.{result.layer}.{result.kind}.{result.continued_run_id}"
         case GeometryResult():
-            return f"geometry.{result.site}.{_which(run, result.site, [entry.layer for entry in result.layers])}.json"
+            return f"{result.site}.{_which(run, result.site, [entry.layer for entry in result.layers])}"
         case TransferResult():
             layers = sorted({cell.layer for cell in result.cells})
             measured = (result.sources, result.run_ids, layers, asdict(result.spec))
-            return f"transfer.{result.site}.{sha256_hex(canonical_json(measured))[:8]}.json"
+            return f"{result.site}.{sha256_hex(canonical_json(measured))[:8]}"
         case PromptingResult():
             compared = [(condition.name, run_id) for condition, run_id in zip(result.conditions, result.run_ids, strict=True)]
-            return f"prompting.{sha256_hex(canonical_json(compared))[:8]}.json"
+            return sha256_hex(canonical_json(compared))[:8]
         case ZeroShotResult():
             beside = "" if result.beside is None else f".{result.beside.site}.{result.beside.spec.kind}"
-            return f"zero-shot.{result.asked_run_id}{beside}.json"
+            return f"{result.asked_run_id}{beside}"
 
 
 def _probes_of(run: Run, site: str, layers: Sequence[int], spec: ProbeSpec) -> str:
@@ -172,13 +162,14 @@ def _which(run: Run, site: str, layers: Sequence[int]) -> str:
     return "all" if tuple(layers) == run.layers_of(site) else sha256_hex(canonical_json(tuple(layers)))[:8]
 
 
-def _current(run: Run, kind: str, adapter: TypeAdapter[Kept[_Result]]) -> Iterator[_Result]:
-    objects = run.stored.objects
-    for name in fnmatch.filter(objects.names("analysis"), f"{kind}.*.json"):
+def _current(run: Run, kind: type[_Result]) -> Iterator[_Result]:
+    objects, (begins, adapter) = run.stored.objects, _KINDS[kind]
+    for name in fnmatch.filter(objects.names("analysis"), f"{begins}.*.json"):
         data = objects.read(f"analysis/{name}")
         try:
             if json.loads(data)["versions"] != versions():  # another version's fields may differ: look at nothing else
                 continue
-            yield adapter.validate_json(data).result
+            kept: Kept[_Result] = adapter.validate_json(data)
+            yield kept.result
         except (ValidationError, ValueError, LookupError, TypeError) as error:
             raise ValueError(f"{objects.url(f'analysis/{name}')} is damaged; remove it and measure again") from error
