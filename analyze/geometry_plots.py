@@ -29,7 +29,7 @@ def geometry(result: GeometryResult, layer: int) -> Figure:
 
 def contrast(result: TransferResult) -> Figure:
     """By layer, how well probes of each condition read each condition: which label, and whether there is an emotion."""
-    layers = sorted({cell.layer for cell in result.cells})
+    layers = result.layers
     with_affect = result.cells[0].affect_auroc is not None
     figure = Figure(figsize=(drawing.WIDTH if with_affect else drawing.WIDTH / 2, 3.9), layout="constrained")
     panels = np.ravel(figure.subplots(1, 2 if with_affect else 1, sharey=True, squeeze=False))

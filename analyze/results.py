@@ -142,8 +142,7 @@ def _measured(run: Run, result: Result) -> str:
         case GeometryResult():
             return f"{result.site}.{_which(run, result.site, [entry.layer for entry in result.layers])}"
         case TransferResult():
-            layers = sorted({cell.layer for cell in result.cells})
-            measured = (result.sources, result.run_ids, layers, asdict(result.spec))
+            measured = (result.sources, result.run_ids, result.layers, asdict(result.spec))
             return f"{result.site}.{sha256_hex(canonical_json(measured))[:8]}"
         case PromptingResult():
             compared = [(condition.name, run_id) for condition, run_id in zip(result.conditions, result.run_ids, strict=True)]

@@ -120,6 +120,11 @@ class TransferResult:
     cells: tuple[TransferCell, ...]
     """By layer, then by the source trained on, then by the source tested on."""
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers, ascending."""
+        return tuple(sorted({cell.layer for cell in self.cells}))
+
     def cell(self, layer: int, train: str, test: str) -> TransferCell:
         """One of the cells."""
         return next(cell for cell in self.cells if (cell.layer, cell.train, cell.test) == (layer, train, test))

@@ -159,7 +159,12 @@ def geometry(run: Run, site: str, layers: Sequence[int], execution: Execution | 
 def transfer(
     sources: Sequence[Source], site: str, layers: Sequence[int], spec: ProbeSpec = DEFAULT, execution: Execution | None = None
 ) -> TransferResult:
-    """Train on each source, test on every one, and keep the result with the first source's run."""
+    """Train on each source, test on every one, and keep the result with the first source's run; what was kept is used again."""
+    asked = tuple(source.name for source in sources), tuple(source.run.run_id for source in sources), site, spec
+    for kept in results.transfers(sources[0].run):
+        if (kept.sources, kept.run_ids, kept.site, kept.spec) == asked and kept.layers == tuple(layers):
+            note(f"this transfer was kept with run {sources[0].run.run_id}")
+            return kept
     with mapper_of(execution) as mapper, progress(f"transferring {site}", len(layers), "layers") as advance:
         result = measure_transfer(sources, site, layers, spec, advance, mapper)
     results.save(sources[0].run, result)
