@@ -19,6 +19,7 @@ from extract.sites import Site
 
 PAGE_FILE, SIMILARITY_FILE = "comparison.md", "similarity.png"
 _COLUMNS = 3
+_LABEL_COLUMNS = ("label", "split", "pair_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +48,30 @@ def shared_sites(runs: Sequence[Run]) -> list[str]:
         raise ValueError("a comparison needs two runs or more, each once")
     first = runs[0]
     for run in runs[1:]:
+        if (run.manifest.template, run.manifest.system) != (first.manifest.template, first.manifest.system):
+            raise ValueError(
+                f"runs {first.run_id} and {run.run_id} read the utterances in different templates or under different system "
+                "prompts; affectome transfer holds those against each other"
+            )
         if run.manifest.identity.corpus != first.manifest.identity.corpus:
             raise ValueError(f"runs {first.run_id} and {run.run_id} are of different utterances, so they cannot be compared")
+        for column in _LABEL_COLUMNS:
+            if _column(run, column) != _column(first, column):
+                raise ValueError(
+                    f"the utterances of runs {first.run_id} and {run.run_id} have different values of {column!r}, so their "
+                    "probes "
+                    "are asked different things; extract both with one corpus file"
+                )
     sites = [site for site in first.sites if Site.parse(site).pooled and all(site in run.sites for run in runs)]
     if not sites:
         held = "; ".join(f"{run.run_id}: {', '.join(run.sites)}" for run in runs)
         raise ValueError(f"the runs share no site with one vector for each utterance ({held})")
     return sites
+
+
+def _column(run: Run, name: str) -> list[object] | None:
+    table = run.utterances()
+    return table[name].to_pylist() if name in table.column_names else None
 
 
 def write_comparison(comparison: Comparison, similarities: Sequence[Similarity], run: Run, directory: Path) -> Path:
@@ -66,7 +84,7 @@ def write_comparison(comparison: Comparison, similarities: Sequence[Similarity],
     Returns:
         Where comparison.md is.
     """
-    page = comparison_page.page(comparison, run.manifest.corpus, run.manifest.template)
+    page = comparison_page.page(comparison, run.manifest.corpus, run.manifest.template, beside="other")
     page += "\n".join(("", "## How alike", "", *(f"- {_sentence(each)}" for each in similarities), ""))
     page += f"\n![Similarity of layers]({SIMILARITY_FILE})\n\nDebiased linear CKA (Kornblith et al. 2019) of at most "
     page += f"{MOST_COMPARED:,} utterances: rows are the layers of the first run, columns those of the other.\n"

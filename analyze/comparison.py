@@ -257,7 +257,7 @@ def _state_sentence(run: Run, other: Run) -> str:
         return "Its shape or storage differs, so bytes are not compared."
     now, before = _layer_digests(run), _layer_digests(other)
     differing: dict[str, list[int]] = {}
-    for site, layer in sorted(now):
+    for site, layer in sorted(now.keys() & before.keys()):
         if now[site, layer] != before[site, layer]:
             differing.setdefault(site, []).append(layer)
     if not differing:

@@ -20,16 +20,17 @@ _EARLIER_COLOURS = ("#D1600B", "#117733", "#882255", "#44AA99", "#7A6A00", "#6B6
 _STYLES = ("-", "--", ":", "-.")
 
 
-def page(comparison: Comparison, corpus: str, template: str) -> str:
+def page(comparison: Comparison, corpus: str, template: str, beside: str = "earlier") -> str:
     """The page, in Markdown.
 
     Args:
         corpus: what the user called the corpus.
         template: what made the prompts.
+        beside: what the others are to this run.
     """
     run, everybody = comparison.run, [comparison.run, *reversed(comparison.earlier)]
     lines = [
-        f"# {_text(run.label)} beside {len(comparison.earlier)} earlier run{'s' if len(comparison.earlier) > 1 else ''}",
+        f"# {_text(run.label)} beside {len(comparison.earlier)} {beside} run{'s' if len(comparison.earlier) > 1 else ''}",
         "",
         f"Run `{run.run_id}` on {_text(corpus)}, template {_text(_short(template))}.",
         "",

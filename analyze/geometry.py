@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import silhouette_samples
 
-from analyze.examples import SEED, Examples, labelled_examples
+from analyze.examples import FEWEST_SITUATIONS, SEED, Examples, labelled_examples
 from analyze.mapping import Mapper, ignore, in_threads
 from analyze.moments import Floats
 from analyze.query import Run
@@ -37,6 +37,7 @@ MOST_COMPARED = 1000
 """Utterances that the similarity of layers and models rests on."""
 
 _N_BLOCKS = 50
+_FEWEST = 2 * FEWEST_SITUATIONS
 _NORMAL_95 = 1.959964
 _PERMUTATIONS_AT_ONCE = 50
 
@@ -156,8 +157,13 @@ def _sampled(examples: Examples) -> Examples:
     if len(examples.rows) <= MOST_UTTERANCES:
         return examples
     situations = np.random.default_rng(SEED).permutation(np.unique(examples.groups))
+    first = [  # of each label, or a rare one might have one situation, or none
+        [group for group in situations.tolist() if group in set(examples.groups[examples.labels == name].tolist())][:_FEWEST]
+        for name in examples.classes
+    ]
+    ordered = np.array(list(dict.fromkeys([*itertools.chain(*first), *situations.tolist()])))
     size_of = np.bincount(examples.groups)
-    taken = situations[np.cumsum(size_of[situations]) <= MOST_UTTERANCES]
+    taken = ordered[np.cumsum(size_of[ordered]) <= MOST_UTTERANCES]
     return examples.take(np.isin(examples.groups, taken))
 
 

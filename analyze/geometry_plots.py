@@ -13,7 +13,7 @@ from analyze.geometry import GeometryResult, LayerGeometry
 from analyze.scores import Interval
 from analyze.transfer import TransferResult, in_words
 
-_SAME, _OTHER = "-", "--"
+_STYLES = ("--", ":", "-.")
 _PERMUTATION_LEVEL = 0.05
 
 
@@ -37,14 +37,18 @@ def contrast(result: TransferResult) -> Figure:
         for place, train in enumerate(result.sources):
             for test in result.sources:
                 points = [_point(result, layer, train, test, affect) for layer in layers]
-                colour, style = drawing.SERIES_COLOURS[place % len(drawing.SERIES_COLOURS)], _SAME if train == test else _OTHER
+                colour = drawing.SERIES_COLOURS[place % len(drawing.SERIES_COLOURS)]
+                style = "-" if train == test else _STYLES[result.sources.index(test) % len(_STYLES)]
                 drawing.draw_band(axes, layers, points, colour, alpha=0.1)
-                label = f"trained {in_words(train)}, tested {in_words(test)}"
-                axes.plot(layers, [point.value for point in points], color=colour, ls=style, lw=1.8, label=label)
+                label = f"trained {drawing.plain(in_words(train))}, tested {drawing.plain(in_words(test))}"
+                axes.plot(
+                    layers, [point.value for point in points], color=colour, ls=style, lw=1.8, marker="o", ms=2.5, label=label
+                )
         axes.axhline(0.5, color=drawing.INK, lw=0.9, ls=":", zorder=1)
         title = "Emotion, or neutral?" if affect else f"Which of {len(result.classes)} labels?"
         axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=drawing.INK)
-        axes.set_ylim(0.3, 1.01)
+        lowest = min(value for line in axes.lines for value in np.asarray(line.get_ydata(), np.float64))
+        axes.set_ylim(min(0.4, np.floor(10 * lowest) / 10), 1.01)
         drawing.clean(axes)
         drawing.label_layers(axes, layers)
     panels[0].set_ylabel("AUROC, 95% band", fontsize=10, color=drawing.INK)

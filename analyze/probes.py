@@ -25,7 +25,7 @@ from analyze.query import Run
 from analyze.scores import (
     Interval,
     Scores,
-    mean_interval,
+    difference_interval,
     mean_over_shuffles,
     score,
     share_interval,
@@ -197,11 +197,13 @@ def probe_layers(
     run.require_complete()
     examples = labelled_examples(run, spec.column)
     split = split_examples(examples)
-    scored_N = balance(examples, split, spec.balance).scored_N
+    balanced = balance(examples, split, spec.balance)
+    scored_N = balanced.scored_N
     done = mapper(_Work(run, site, spec, examples, split), layers, on_layer)
     scores = tuple(layer.scores for layer in done)
     truth_N, train_N = examples.truth, ~split.test
     commonest = int(np.bincount(truth_N[train_N]).argmax())
+    weight_M = None if balanced.weight_N is None else balanced.weight_N[train_N]
     result = ProbeResult(
         run_id=run.run_id,
         site=site,
@@ -220,7 +222,8 @@ def probe_layers(
             [entry.layer for entry in scores],
             np.stack([layer.right_M for layer in done], axis=1),
             examples.groups[train_N],
-            float(np.mean(truth_N[train_N] == commonest)),
+            _chance(truth_N[train_N], weight_M),
+            weight_M,
         ),
     )
     return Probed(result, tuple(layer.probe for layer in done))
@@ -292,11 +295,17 @@ class _Work:
             test=score(truth_N, main, groups_N, ranks_only),
             control=_control(truth_N, shuffled, groups_N),
             task=share_interval(right_of_task_N, groups_N),
-            selectivity=mean_interval(right_of_main_N.astype(np.float64) - right_of_task_N, groups_N),
+            selectivity=difference_interval(right_of_main_N.astype(np.float64) - right_of_task_N, groups_N),
             affect=affect,
             strength=strength,
             selection_accuracy=float(np.average(right_M, weights=weight_M)),
         )
+
+
+def _chance(truth_M: NDArray[np.int64], weight_M: Floats | None) -> float:
+    """Weighted accuracy of always naming the class that weighs most."""
+    weighs_K = np.bincount(truth_M, weight_M)
+    return float(weighs_K.max() / weighs_K.sum())
 
 
 def _mask(rows: NDArray[np.int64], n_rows: int) -> NDArray[np.bool_]:

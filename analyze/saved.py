@@ -119,6 +119,11 @@ def load_probes(run: Run, site: str, layers: Sequence[int], spec: ProbeSpec) -> 
     return made, probes
 
 
+def has_probes(run: Run, site: str, layers: Sequence[int], spec: ProbeSpec) -> bool:
+    """Whether there is a file of such probes; reading it says whether it is whole."""
+    return run.stored.objects.exists(f"analysis/{probe_name(run, site, layers, spec)}.safetensors")
+
+
 def predict(run: Run, made: Made, probe: Probe, layer: int, texts: Sequence[str]) -> Floats:
     """What a probe says of new texts, which go through the run's own model with the run's own template and precision.
 

@@ -5,9 +5,10 @@ utterance is its own, this is the usual interval. Accuracy and AUROC are shares,
 Wilson's interval (1927) with an effective sample size. AUROC's size comes from the variance of its influence function (DeLong,
 DeLong & Clarke-Pearson 1988; summed over clusters as in Obuchowski 1997). The plain interval on that variance was rejected:
 near 1, or with ten examples of a class, it held the truth in 55 to 85 of 100 simulations, and it is a point where all is
-ranked right. Macro-F1 depends on a situation only through its cells of the confusion matrix, so resampling the distinct
-patterns of cells is the bootstrap, at a cost that does not grow with their number. Log loss is a mean, and calibration error
-one but for the signs of its bins. tests/analyze/test_honesty.py counts how often each interval holds the truth.
+ranked right. Macro-F1 depends on a situation only through its hits and names of each class, so resampling the distinct
+patterns of these is the bootstrap, at a cost that does not grow with the number of situations. Log loss is a mean, and
+calibration error one but for the signs of its bins. tests/analyze/test_honesty.py counts how often each interval holds the
+truth.
 
 Shape suffixes: N examples, G situations, P distinct patterns, K classes, B bins, S resamples.
 """
@@ -89,12 +90,10 @@ def score(
     predicted_N = probability_NK.argmax(axis=1)
     confusion_KK = np.zeros((n_classes, n_classes), np.int64)
     np.add.at(confusion_KK, (truth_N, predicted_N), 1)
-    per_situation = len(truth_N) / (int(situation_N.max()) + 1)
-    resampled_SKK = _resample(truth_N * n_classes + predicted_N, situation_N, n_classes)
     macro_auroc, class_auroc = area_intervals(truth_N, probability_NK, groups_N)
     return Scores(
         accuracy=share_interval(truth_N == predicted_N, situation_N),
-        macro_f1=_macro_f1(confusion_KK, resampled_SKK, per_situation, n_classes),
+        macro_f1=_macro_f1(truth_N, predicted_N, situation_N, n_classes),
         auroc=macro_auroc,
         class_auroc=class_auroc,
         log_loss=None if ranks_only else _log_loss(truth_N, probability_NK, situation_N),
@@ -111,11 +110,7 @@ def macro_f1_interval(
     Args:
         predicted_N: predicted class of each example; `n_classes` for none.
     """
-    n_cells, situation_N = n_classes + 1, numbered(groups_N, len(truth_N))
-    cell_N = truth_N * n_cells + predicted_N
-    confusion_KK = np.bincount(cell_N, minlength=n_cells**2).reshape(n_cells, n_cells)
-    per_situation = len(truth_N) / (int(situation_N.max()) + 1)
-    return _macro_f1(confusion_KK, _resample(cell_N, situation_N, n_cells), per_situation, n_classes)
+    return _macro_f1(truth_N, predicted_N, numbered(groups_N, len(truth_N)), n_classes)
 
 
 def numbered(groups_N: NDArray[np.int64] | None, n: int) -> NDArray[np.int64]:
@@ -168,6 +163,16 @@ def _calibration_error(
 def mean_interval(value_N: NDArray[np.floating], groups_N: NDArray[np.int64] | None = None) -> Interval:
     """A mean with Student's interval over situations."""
     return _mean(value_N, numbered(groups_N, len(value_N)))
+
+
+def difference_interval(value_N: NDArray[np.floating], groups_N: NDArray[np.int64] | None = None) -> Interval:
+    """A mean of differences from -1 to 1, such as of being right, with Student's interval over situations.
+
+    The variance is at least that of one situation that differs: a sample in which all agree does not know how rare others are.
+    """
+    situation_N = numbered(groups_N, len(value_N))
+    interval = _mean(value_N, situation_N, 1 / (int(situation_N.max()) + 1) ** 2)
+    return Interval(interval.value, max(-1.0, interval.low), min(1.0, interval.high))
 
 
 def _mean(value_N: NDArray[np.floating], situation_N: NDArray[np.int64], least_variance: float = 0.0) -> Interval:
@@ -317,16 +322,23 @@ def standard_error(influence_N: NDArray[np.float64], groups_N: NDArray[np.int64]
     return float(np.sqrt(clustered_variance(influence_N, numbered(groups_N, len(influence_N)))))
 
 
-def _resample(cell_N: NDArray[np.int64], situation_N: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
-    """Confusion matrices (S, K, K) of bootstrap resamples of situations."""
-    n_cells = n_classes**2
-    pairs, counts = np.unique(situation_N * n_cells + cell_N, return_counts=True)
-    cells_GC = np.zeros((int(situation_N.max()) + 1, n_cells), np.int64)
-    cells_GC[pairs // n_cells, pairs % n_cells] = counts
-    pattern_PC, how_often_P = np.unique(cells_GC, axis=0, return_counts=True)
-    generator = np.random.default_rng(0)
-    drawn_SP = generator.multinomial(len(cells_GC), how_often_P / len(cells_GC), size=N_RESAMPLES)
-    return (drawn_SP @ pattern_PC).reshape(N_RESAMPLES, n_classes, n_classes)
+def _resample(
+    truth_N: NDArray[np.int64], predicted_N: NDArray[np.int64], situation_N: NDArray[np.int64], n_classes: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Hits of each class, and how often it is true or predicted, (S, K), of bootstrap resamples of situations.
+
+    Args:
+        predicted_N: `n_classes` for none of them.
+    """
+    counts_GC = np.zeros((int(situation_N.max()) + 1, 2 * n_classes), np.int32)
+    hit_N, named_N = truth_N == predicted_N, predicted_N < n_classes
+    np.add.at(counts_GC, (situation_N[hit_N], truth_N[hit_N]), 1)
+    np.add.at(counts_GC, (situation_N, n_classes + truth_N), 1)
+    np.add.at(counts_GC, (situation_N[named_N], n_classes + predicted_N[named_N]), 1)
+    pattern_PC, how_often_P = np.unique(counts_GC, axis=0, return_counts=True)
+    drawn_SP = np.random.default_rng(0).multinomial(len(counts_GC), how_often_P / len(counts_GC), size=N_RESAMPLES)
+    resampled_SC = drawn_SP.astype(np.float64) @ pattern_PC
+    return resampled_SC[:, :n_classes], resampled_SC[:, n_classes:]
 
 
 def _wilson(share: float, n_effective: float) -> Interval:
@@ -351,23 +363,21 @@ def clustered_variance(influence_N: NDArray[np.floating], situation_N: NDArray[n
 
 
 def _macro_f1(
-    confusion_KK: NDArray[np.int64], resampled_SKK: NDArray[np.int64], per_situation: float, n_classes: int
+    truth_N: NDArray[np.int64], predicted_N: NDArray[np.int64], situation_N: NDArray[np.int64], n_classes: int
 ) -> Interval:
-    """The mean over the first classes of a confusion matrix, which may have one more for none of them.
-
-    Its interval adds a prior to the bootstrap, without which 0 of 10 hits would stay 0 in all resamples.
+    """Its interval adds a prior to the bootstrap, without which 0 of 10 hits would stay 0 in all resamples.
 
     As in Goutte & Gaussier (2005), the prior's hits and errors are gamma distributed: for each class one situation that scores
     as the classes do on average, and a share of an error.
     """
-    sizes_K = (confusion_KK.sum(axis=0) + confusion_KK.sum(axis=1))[:n_classes]
-    hits_K = np.diagonal(confusion_KK)[:n_classes]
+    hits_K = np.bincount(truth_N[truth_N == predicted_N], minlength=n_classes)
+    sizes_K = np.bincount(truth_N, minlength=n_classes) + np.bincount(predicted_N, minlength=n_classes)[:n_classes]
     value = float(np.mean(2 * hits_K / np.maximum(sizes_K, 1)))
-    generator, shape = np.random.default_rng(1), (len(resampled_SKK), n_classes)
-    resampled_SK = np.diagonal(resampled_SKK, axis1=1, axis2=2)[:, :n_classes]
-    errors_SK = (resampled_SKK.sum(axis=1) + resampled_SKK.sum(axis=2))[:, :n_classes] - 2 * resampled_SK
-    twice_hits_SK = 2 * (resampled_SK + per_situation * generator.gamma(value, size=shape))
-    errors_SK = errors_SK + per_situation * generator.gamma(2 * (1 - value) + 1 / len(hits_K), size=shape)
+    hits_SK, sizes_SK = _resample(truth_N, predicted_N, situation_N, n_classes)
+    per_situation = len(truth_N) / (int(situation_N.max()) + 1)
+    generator, shape = np.random.default_rng(1), hits_SK.shape
+    twice_hits_SK = 2 * (hits_SK + per_situation * generator.gamma(value, size=shape))
+    errors_SK = sizes_SK - 2 * hits_SK + per_situation * generator.gamma(2 * (1 - value) + 1 / n_classes, size=shape)
     interval = percentiles(
         value, (twice_hits_SK / np.maximum(twice_hits_SK + errors_SK, np.finfo(np.float64).tiny)).mean(axis=1)
     )

@@ -61,7 +61,7 @@ def score_sets(
     situation_N = numbered(groups_N, len(has_NK))
     measures = measure_sets(has_NK, score_NK)
     return SetScores(
-        auroc=_interval(mean_measure(measures.auroc), situation_N),
+        auroc=one_area_interval(mean_measure(measures.auroc), situation_N, _together(has_NK, situation_N)),
         label_auroc=tuple(
             one_area_interval(measure, situation_N, _scarce(has_N, situation_N))
             for measure, has_N in zip(measures.auroc, has_NK.T, strict=True)
@@ -88,6 +88,12 @@ def measure_sets(has_NK: NDArray[np.bool_], score_NK: NDArray[np.floating]) -> S
 def _interval(measure: Measure, situation_N: NDArray[np.int64]) -> Interval:
     half = _NORMAL_95 * standard_error(measure.influence_N, situation_N)
     return Interval(measure.value, max(0.0, measure.value - half), min(1.0, measure.value + half))
+
+
+def _together(has_NK: NDArray[np.bool_], situation_N: NDArray[np.int64]) -> float:
+    """Of the mean over labels: as of independent ones."""
+    scarce_K = np.array([_scarce(has_N, situation_N) for has_N in has_NK.T])
+    return float(len(scarce_K) ** 2 / np.sum(1 / scarce_K))
 
 
 def _scarce(has_N: NDArray[np.bool_], situation_N: NDArray[np.int64]) -> float:

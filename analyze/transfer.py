@@ -26,7 +26,7 @@ from analyze.mapping import Mapper, ignore, in_threads
 from analyze.moments import Floats, Target
 from analyze.probes import DEFAULT, ProbeSpec
 from analyze.query import Run
-from analyze.scores import Interval, area_interval, mean_interval, share_interval
+from analyze.scores import Interval, area_interval, difference_interval, share_interval
 from analyze.selection import choose_strength
 from analyze.states import States, states_of
 
@@ -243,7 +243,9 @@ class _Work:
             test=part.source.name,
             accuracy=share_interval(right_M, groups_M),
             auroc=area_interval(truth_M, said[0], groups_M),
-            loss=mean_interval(own_right_M.astype(np.float64) - right_M, groups_M),
+            loss=Interval(0.0, 0.0, 0.0)
+            if train == test
+            else difference_interval(own_right_M.astype(np.float64) - right_M, groups_M),
             affect_auroc=affect,
         )
 
@@ -280,14 +282,36 @@ def _parts(sources: Sequence[Source]) -> list[_Part]:
     shared = set.intersection(*of_each)
     if len(shared) < _FEWEST:
         raise ValueError(f"the sources share {len(shared)} labels; a probe needs two or more that each of them has")
+    tests = {id(source.run): split_examples(whole[id(source.run)]).test for source in sources}
+    held_out = {id(source.run): _names(source.run, whole[id(source.run)], tests[id(source.run)]) for source in sources}
     parts = []
     for source, mine_N in zip(sources, chosen, strict=True):
-        examples = whole[id(source.run)]
-        test_N, kept_N = split_examples(examples).test, np.isin(examples.labels, sorted(shared))
-        part = _Part(source, examples.take(kept_N), (mine_N & ~test_N)[kept_N], np.flatnonzero((mine_N & test_N)[kept_N]))
+        examples, test_N = whole[id(source.run)], tests[id(source.run)]
+        elsewhere = set().union(*(names for run, names in held_out.items() if run != id(source.run)))
+        train_N = mine_N & ~test_N & ~_among(source.run, examples, elsewhere)
+        kept_N = np.isin(examples.labels, sorted(shared))
+        part = _Part(source, examples.take(kept_N), train_N[kept_N], np.flatnonzero((mine_N & test_N)[kept_N]))
         _check_part(part)
         parts.append(part)
     return parts
+
+
+def _names(run: Run, examples: Examples, some_N: NDArray[np.bool_]) -> set[tuple[str, str]]:
+    """What some utterances of a run are called, and their pairs: by these another run knows them again."""
+    return {name for own, some in zip(_named(run, examples), some_N.tolist(), strict=True) if some for name in own}
+
+
+def _among(run: Run, examples: Examples, names: set[tuple[str, str]]) -> NDArray[np.bool_]:
+    """Which utterances are called so, or tell the same situation: what another source is tested on is not trained on."""
+    return np.array([bool(names & set(own)) for own in _named(run, examples)], np.bool_)
+
+
+def _named(run: Run, examples: Examples) -> list[tuple[tuple[str, str], ...]]:
+    table = run.utterances().take(pa.array(examples.rows))
+    columns = [(name, table[name].to_pylist()) for name in ("utterance_id", "pair_id") if name in table.column_names]
+    return [
+        tuple((name, str(values[row])) for name, values in columns if values[row] is not None) for row in range(table.num_rows)
+    ]
 
 
 def _chosen(source: Source, examples: Examples) -> NDArray[np.bool_]:

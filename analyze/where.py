@@ -58,19 +58,27 @@ class Where:
     """Last layer of the plateau."""
 
 
-def locate(layers: Sequence[int], right_NL: NDArray[np.bool_], groups_N: NDArray[np.int64], chance: float) -> Where | None:
+def locate(
+    layers: Sequence[int],
+    right_NL: NDArray[np.bool_],
+    groups_N: NDArray[np.int64],
+    chance: float,
+    weight_N: Floats | None = None,
+) -> Where | None:
     """Estimate where something is read.
 
     Args:
         layers: ascending, L of them.
         right_NL: whether the probe of each layer was right about each utterance it was not fitted on.
         groups_N: the situation of each utterance.
-        chance: accuracy of whoever knows nothing.
+        chance: accuracy of whoever knows nothing, weighted alike.
+        weight_N: how much each utterance counts; 1 each without it.
 
     Returns:
         None where the peak is not above chance, as the best of as many layers by luck might not be: there is nothing to locate.
     """
-    accuracy_SL, accuracy_L = _resampled(right_NL, groups_N), right_NL.mean(axis=0, dtype=np.float64)
+    weighted_N = np.ones(len(right_NL)) if weight_N is None else weight_N
+    accuracy_SL, accuracy_L = _resampled(right_NL, groups_N, weighted_N), np.average(right_NL, axis=0, weights=weighted_N)
     luck = _OUT_OF_FOLD * float(np.percentile((accuracy_SL - accuracy_L).max(axis=1), 97.5))
     if accuracy_L.max() - luck <= chance:
         return None
@@ -79,11 +87,11 @@ def locate(layers: Sequence[int], right_NL: NDArray[np.bool_], groups_N: NDArray
     return Where(*(_interval(layers, int(one[0]), many) for one, many in zip(estimate, resampled, strict=True)))
 
 
-def _resampled(right_NL: NDArray[np.bool_], groups_N: NDArray[np.int64]) -> Floats:
+def _resampled(right_NL: NDArray[np.bool_], groups_N: NDArray[np.int64], weight_N: Floats) -> Floats:
     """Accuracy of each layer over resamples of situations, (S, L)."""
     situation_N = np.unique(groups_N, return_inverse=True)[1]
-    size_G = np.bincount(situation_N).astype(np.float64)
-    right_GL = np.stack([np.bincount(situation_N, right_L) for right_L in right_NL.T], axis=1)
+    size_G = np.bincount(situation_N, weight_N)
+    right_GL = np.stack([np.bincount(situation_N, right_N * weight_N) for right_N in right_NL.T], axis=1)
     n_situations = len(size_G)
     generator = np.random.default_rng(SEED)
     accuracy_SL = np.empty((_N_RESAMPLES, right_NL.shape[1]))

@@ -24,7 +24,7 @@ from analyze.extracting import same_way
 from analyze.fitting import read_probabilities
 from analyze.probes import Probed, ProbeSpec
 from analyze.query import Run
-from analyze.scores import Interval, macro_f1_interval, mean_interval, share_interval
+from analyze.scores import Interval, difference_interval, macro_f1_interval, share_interval
 from analyze.states import states_of
 from extract.corpus import Corpus
 from extract.decoding import Decoding
@@ -286,7 +286,7 @@ def _beside(run: Run, probed: Probed, tested: Examples, right_N: NDArray[np.bool
         spec=result.spec,
         layer=result.best_layer,
         accuracy=share_interval(probe_right_N, groups_N),
-        difference=mean_interval(difference_N, groups_N),
+        difference=difference_interval(difference_N, groups_N),
         accuracy_of_valid=share_interval(probe_right_N[valid_N], groups_N[valid_N]) if some else None,
-        difference_of_valid=mean_interval(difference_N[valid_N], groups_N[valid_N]) if some else None,
+        difference_of_valid=difference_interval(difference_N[valid_N], groups_N[valid_N]) if some else None,
     )

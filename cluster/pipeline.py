@@ -25,11 +25,12 @@ from analyze.persistence import (
 from analyze.probes import DEFAULT, Probed, ProbeResult, ProbeSpec, probe_layers
 from analyze.projection import project
 from analyze.prompting import Condition, PromptingResult, measure_prompting, n_steps, plan_prompting
-from analyze.query import Run
+from analyze.query import Run, open_store
 from analyze.report import write_report
 from analyze.report.evidence import Evidence
 from analyze.report.findings import headline_probe
-from analyze.saved import load_probes, save_probes
+from analyze.report.persistence import shown_layer
+from analyze.saved import has_probes, load_probes, save_probes
 from analyze.transfer import Source, TransferResult, measure_transfer
 from analyze.valued import ProbedValues, ValueResult, check_for_values, probe_values
 from analyze.zeroshot import ZeroShotResult, measure_zero_shot, zero_shot_request
@@ -50,7 +51,7 @@ def probe(
     run: Run, site: str, layers: Sequence[int], spec: ProbeSpec = DEFAULT, execution: Execution | None = None
 ) -> ProbeResult:
     """Probe layers and keep the probes and their scores; what was kept before for the same layers is used again."""
-    if (kept := _kept(results.probes(run), site, layers, spec)) is not None:
+    if (kept := _kept(run, results.probes(run), site, layers, spec)) is not None:
         return kept
     spec.check()  # what cannot be is refused before Ray is started
     with _probing(site, layers, execution) as (advance, mapper):
@@ -69,13 +70,13 @@ def probe_column(
         return probe(run, site, layers, spec, execution)
     probed: ProbedSets | ProbedValues
     if form == SETS:
-        if (kept_sets := _kept(results.multilabels(run), site, layers, spec)) is not None:
+        if (kept_sets := _kept(run, results.multilabels(run), site, layers, spec)) is not None:
             return kept_sets
         check_for_sets(spec)
         with _probing(site, layers, execution) as (advance, mapper):
             probed = probe_sets(run, site, layers, spec, advance, mapper)
     else:
-        if (kept_values := _kept(results.values(run), site, layers, spec)) is not None:
+        if (kept_values := _kept(run, results.values(run), site, layers, spec)) is not None:
             return kept_values
         check_for_values(spec)
         with _probing(site, layers, execution) as (advance, mapper):
@@ -85,9 +86,11 @@ def probe_column(
     return probed.result
 
 
-def _kept(kept: Sequence[_Probed], site: str, layers: Sequence[int], spec: ProbeSpec) -> _Probed | None:
+def _kept(run: Run, kept: Sequence[_Probed], site: str, layers: Sequence[int], spec: ProbeSpec) -> _Probed | None:
+    """Scores that are kept together with their probes: without these they are made again."""
     for result in kept:
-        if (result.site, result.spec, [entry.layer for entry in result.layers]) == (site, spec, list(layers)):
+        measured = result.site, result.spec, [entry.layer for entry in result.layers]
+        if measured == (site, spec, list(layers)) and has_probes(run, site, layers, spec):
             note(f"probes of {site} were kept with run {result.run_id}")
             return result
     return None
@@ -178,10 +181,8 @@ def compare_runs(runs: Sequence[Run], kind: str, directory: Path, execution: Exe
         ValueError: the runs are of different utterances or labels, or share no site.
     """
     sites = shared_sites(runs)
-    measured = [_measured(run, sites, kind, execution) for run in runs]
-    scored = {(probe.classes, probe.n_train, probe.n_test) for each in measured for probe in each.probes}
-    if len(scored) > 1:
-        raise ValueError("the runs' utterances carry different labels or splits, so their probes cannot be compared")
+    forced = _forced_alike(runs, kind)
+    measured = [_measured(run, sites, kind, execution, each) for run, each in zip(runs, forced, strict=True)]
     comparison = compare(measured[0], sorted(measured[1:], key=lambda each: each.run.manifest.created))
     by_id = {run.run_id: run for run in runs}
     with mapper_of(execution) as mapper:
@@ -199,10 +200,35 @@ def compare_runs(runs: Sequence[Run], kind: str, directory: Path, execution: Exe
     return write_comparison(comparison, similarities, runs[0], directory)
 
 
-def _measured(run: Run, sites: Sequence[str], kind: str, execution: Execution | None) -> Measured:
-    probes = tuple(probe(run, site, run.layers_of(site), ProbeSpec(kind), execution) for site in sites)
-    forced = [kept for kept in results.persistence(run) if kept.decoding is None and kept.kind == kind]
-    return Measured(run, probes, forced[0] if forced else None)
+def _measured(
+    run: Run, sites: Sequence[str], kind: str, execution: Execution | None, forced: PersistenceResult | None
+) -> Measured:
+    return Measured(run, tuple(probe(run, site, run.layers_of(site), ProbeSpec(kind), execution) for site in sites), forced)
+
+
+def _forced_alike(runs: Sequence[Run], kind: str) -> list[PersistenceResult | None]:
+    """Forced persistence that every run has of the same text after the same utterances, on one grid; None where there is none.
+
+    Of several layers the one that is best by the first of its kept probes of resid.last, else the middle one.
+    """
+    by_run: list[dict[tuple[object, ...], list[PersistenceResult]]] = []
+    for run in runs:
+        of_text: dict[tuple[object, ...], list[PersistenceResult]] = {}
+        for kept in results.persistence(run):
+            if kept.decoding is None and kept.kind == kind:
+                continued = open_store(run.stored.store_location).run(kept.continued_run_id).manifest.identity
+                of_text.setdefault((continued.continuation, continued.corpus, kept.offsets), []).append(kept)
+        by_run.append(of_text)
+    shared = set(by_run[0]).intersection(*by_run[1:])
+    if not shared:
+        return [None] * len(runs)
+    text = min(shared, key=str)
+    return [shown_layer(of_text[text], _best_last(run, kind)) for run, of_text in zip(runs, by_run, strict=True)]
+
+
+def _best_last(run: Run, kind: str) -> int:
+    best = [kept.best_layer for kept in results.probes(run) if (kept.site, kept.spec) == ("resid.last", ProbeSpec(kind))]
+    return best[0] if best else -1
 
 
 def prompting(
@@ -262,7 +288,7 @@ def report(run: Run, directory: Path) -> Path:
         persistence=results.persistence(run),
         geometries=list(geometries.values()),
         transfers=transfers,
-        zero_shots=results.zero_shots(run),
+        zero_shots=list({kept.asked_run_id: kept for kept in results.zero_shots(run)}.values()),  # the one beside a probe
         promptings=results.promptings(run),
     )
     return write_report(run, evidence, directory)

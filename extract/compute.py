@@ -80,15 +80,17 @@ def compute_shard(
     return _Shard(loaded, run, shard, prompts, row_offsets).compute(on_rows)
 
 
-def write_replies(loaded: Engine, prompts: Sequence[Prompt], decoding: Decoding, token_budget: int) -> list[Reply]:
-    """The model's replies to the prompts of a shard, in order.
+def write_replies(loaded: Engine, prompts: Sequence[Prompt], decoding: Decoding, token_budget: int) -> tuple[list[Reply], int]:
+    """The model's replies to the prompts of a shard, in order, and how many batches were halved for lack of memory.
 
     Raises:
         ExtractionError: a single prompt's keys and values do not fit into memory.
     """
     written: dict[int, Reply] = {}
+    n_halved = 0
 
     def write(places: list[int]) -> None:
+        nonlocal n_halved
         try:
             replies = loaded.write([prompts[place] for place in places], decoding)
         except (MemoryError, RuntimeError) as error:
@@ -103,12 +105,15 @@ def write_replies(loaded: Engine, prompts: Sequence[Prompt], decoding: Decoding,
             written.update(zip(places, replies, strict=True))
             return
         loaded.free_memory()
+        n_halved += 1
         write(places[: len(places) // 2])
         write(places[len(places) // 2 :])
 
-    for places in plan_replies(prompts, decoding.max_tokens, token_budget):
-        write(places)
-    return [written[place] for place in range(len(prompts))]
+    lengths = [len(prompt.ids) + decoding.max_tokens for prompt in prompts]
+    for rows in apart(lengths, loaded.turns_from):
+        for batch in plan_replies([prompts[row] for row in rows], decoding.max_tokens, token_budget):
+            write([rows[place] for place in batch])
+    return [written[place] for place in range(len(prompts))], n_halved
 
 
 class _Shard:

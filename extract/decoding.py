@@ -1,7 +1,8 @@
 """How a model's own reply to an utterance is drawn, and what a drawn reply is. Light to import: requests have a part of it.
 
-A reply depends on its prompt, its model and what stands here, and not on the rows it was drawn beside: every prompt has random
-numbers of its own. A seed for the process was rejected: then a shard that is done again would hold other replies.
+A reply depends on its prompt, its model and what stands here: every prompt has random numbers of its own, so that rows it is
+drawn beside matter no more than rounding does. A seed for the process was rejected: then a shard that is done again would hold
+other replies.
 """
 
 import math
@@ -36,8 +37,8 @@ class Decoding:
             raise ValueError(f"there is no temperature {self.temperature:g}; take 0 for the likeliest tokens, or more")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top-p {self.top_p:g} is no share of the probability; take more than 0 and at most 1")
-        if self.seed < 0:
-            raise ValueError(f"seed {self.seed} is negative; take 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed {self.seed} is {'negative' if self.seed < 0 else 'too large'}; take 0 to 2**63 - 1")
         return self if self.temperature else Decoding(self.max_tokens)
 
 

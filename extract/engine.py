@@ -22,7 +22,7 @@ from extract.anatomy import find_blocks
 from extract.decoding import Decoding, Reply
 from extract.hooked import HookedPass, deepest
 from extract.identity import Identity
-from extract.loading import COMPUTE_DTYPES, load_weights
+from extract.loading import COMPUTE_DTYPES, load_weights, reply_ends
 from extract.models import Model
 from extract.packed import PackedPass, packed_pass
 from extract.pooling import reader
@@ -57,7 +57,7 @@ class Engine:
         whole = load_weights(directory, COMPUTE_DTYPES[dtype], attention, writes).eval().requires_grad_(False)
         whole = _on_devices(whole, devices)
         model = whole.base_model if writes else whole
-        self._writer = Writer(whole, devices[0]) if writes else None
+        self._writer = Writer(whole, devices[0], reply_ends(directory)) if writes else None
         self._blocks = find_blocks(model)
         self.device = devices[0]
         """Where the model computes; the first where there are several, to which all states are brought."""
@@ -219,10 +219,12 @@ def engine(directory: Path, identity: Identity, device: str) -> Engine:
         ValueError: the directory holds other weights.
     """
     weights, dtype, attention, writes = identity.weights, identity.compute_dtype, identity.attention, identity.reply is not None
-    key = (str(directory), weights, dtype, attention, device, writes)
+    key = (str(directory), weights, dtype, attention, device, writes, identity.reply_ends)
     if key not in _loaded:
         if weights.startswith("sha256:") and Model(str(directory), directory).weights_identity != weights:
             raise ValueError(f"the weights in {directory} are not those the run was planned with")
+        if writes and reply_ends(directory) != identity.reply_ends:
+            raise ValueError(f"the tokens that end a reply of the model in {directory} are not those the run was planned with")
         forget_engine()  # first, or two models would be in memory at once
         _loaded[key] = Engine(directory, dtype, attention, device, writes)
     return _loaded[key]

@@ -80,6 +80,8 @@ class Identity:
     """Version of the store format."""
     reply: Decoding | None = None
     """How the model's replies to the prompts are drawn; None where it is not asked for any."""
+    reply_ends: tuple[int, ...] = ()
+    """Ids of the tokens that end a reply, ascending; empty where it is not asked for any."""
 
     @property
     def run_id(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from extract.models import Model
 from extract.quiet import quiet_transformers
@@ -78,6 +78,23 @@ def default_attention(model: Model) -> str:
     except ValueError:
         return "eager"
     return "sdpa"
+
+
+def reply_ends(directory: Path) -> tuple[int, ...]:
+    """Ids of the tokens that end a reply of a model, ascending: of its generation settings, else of its configuration.
+
+    Raises:
+        ValueError: neither can be read.
+    """
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(directory, local_files_only=True)
+            has_own = (directory / "generation_config.json").is_file()
+            own = GenerationConfig.from_pretrained(directory).eos_token_id if has_own else None
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise ValueError(f"cannot read what ends a reply of the model in {directory}: {error}") from error
+    ends = own if own is not None else config.get_text_config().eos_token_id
+    return tuple(sorted({ends} if isinstance(ends, int) else set(ends or ())))
 
 
 def _read_config(model: Model) -> Any:

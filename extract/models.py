@@ -29,7 +29,14 @@ _TOKENIZER_FILES = (
     "vocab.txt",
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "chat_template.jinja", *_TOKENIZER_FILES]
+_HUB_FILES = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",  # says what ends a reply
+    "chat_template.jinja",
+    *_TOKENIZER_FILES,
+]
 _NOT_SUBFOLDERS = ["*/*"]
 _HUB_TIMEOUT_SECONDS = 10.0
 _VOLATILE_KEYS = frozenset(

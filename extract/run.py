@@ -18,7 +18,7 @@ from extract.encoding import COMPRESSIONS, STORED_DTYPES
 from extract.engine import default_device, engine
 from extract.identity import Identity
 from extract.launches import Launch, Survey, shards_to_do
-from extract.loading import COMPUTE_DTYPES, Shape, default_attention, load_tokenizer, read_shape
+from extract.loading import COMPUTE_DTYPES, Shape, default_attention, load_tokenizer, read_shape, reply_ends
 from extract.models import Model, find_model
 from extract.objects import Objects
 from extract.request import LEAST_ROWS_PER_SHARD, LEAST_SHARDS, MOST_ROWS_PER_SHARD, SHARD_BYTES, SHARD_REPLY_TOKENS, Request
@@ -92,6 +92,7 @@ def plan_run(request: Request, location: str, device: str | None = None) -> Plan
         attention=default_attention(model) if request.attention == "auto" else request.attention,
         truncate=request.truncate,
         reply=request.reply,
+        reply_ends=reply_ends(model.directory) if request.reply else (),
     )
     if request.compute_dtype == "auto":
         identity = replace(identity, compute_dtype=_chosen_dtype(place, identity, device))

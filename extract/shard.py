@@ -112,6 +112,8 @@ class Attempt:
     """What was computed, without replies."""
     replies: Sequence[Reply]
     """What the model said, where the run keeps that."""
+    n_halved: int
+    """Batches of replies that were halved for lack of memory."""
     row_offsets: Sequence[int]
     """Where each row's own tokens begin among those of all."""
     found: Computed
@@ -153,7 +155,7 @@ class Attempt:
             n_computed=found.n_computed,
             n_shared=found.n_shared,
             forward=self.forward,
-            n_halved=found.n_halved,
+            n_halved=found.n_halved + self.n_halved,
             device=_device_name(self.task.device),
             host=platform.node(),
             seconds={
@@ -197,12 +199,14 @@ def begin(task: ShardTask, on_rows: Callable[[int], None] = lambda _: None) -> C
     identity = run.manifest.identity
     loaded = engine(task.model_directory, identity, task.device)
     ready = time.perf_counter()
-    replies = [] if identity.reply is None else write_replies(loaded, prompts, identity.reply, run.manifest.token_budget)
+    replies, n_halved = (
+        ([], 0) if identity.reply is None else write_replies(loaded, prompts, identity.reply, run.manifest.token_budget)
+    )
     answered = time.perf_counter()
     read = [replied(prompt, reply) for prompt, reply in zip(prompts, replies, strict=True)] if replies else prompts
     found = compute_shard(loaded, run, task.shard, read, row_offsets, on_rows)
     seconds = (ready - began, answered - ready, time.perf_counter() - answered)
-    return Attempt(task, run, entry, prompts, replies, row_offsets, found, loaded.forward, *seconds)
+    return Attempt(task, run, entry, prompts, replies, n_halved, row_offsets, found, loaded.forward, *seconds)
 
 
 def _end_of_log(run: StoredRun, shard: int) -> tuple[int, Receipt | None]:

@@ -115,7 +115,9 @@ class Template:
         if self.source == RAW:
             return text
         rendered = self._render(text)
-        if rendered not in (f"{self._head}{written}{self._tail}" for written in (text, text.strip())):
+        if rendered not in (
+            f"{self._head}{written}{self._tail}" for written in (text, text.strip(), text.lstrip(), text.rstrip())
+        ):
             raise ValueError(
                 f"the template writes other words around {text[:60]!r} than around other texts, so where the utterance begins "
                 "and ends is not known; use a template that does not depend on the text"

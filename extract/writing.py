@@ -23,6 +23,8 @@ from extract.decoding import Decoding, Reply
 from extract.prefix import empty_cache, goes_on_from_keys_and_values, shared_length
 from extract.tokens import Prompt
 
+_WINDOWS = ("sliding_window", "window_size", "attention_window_size")
+"""What architectures call the number of tokens that local attention reaches."""
 ROWS_AT_ONCE = 64
 """Most rows of a batch: a step of decoding reads all weights once, for however many rows."""
 _BUDGETS = 8
@@ -37,11 +39,14 @@ _GOLDEN, _FIRST, _SECOND = -7046029254386353131, -4658895280553007687, -77235922
 class Writer:
     """A causal language model with its head."""
 
-    def __init__(self, model: Any, device: torch.device) -> None:
-        """Take a loaded model over; what its own generation settings say counts no more, but for what ends a reply."""
-        own, text = model.generation_config, model.config.get_text_config()
-        ends = own.eos_token_id if own.eos_token_id is not None else text.eos_token_id
-        self._ends = frozenset([ends] if isinstance(ends, int) else ends or ())
+    def __init__(self, model: Any, device: torch.device, ends: Sequence[int]) -> None:
+        """Take a loaded model over; what its own generation settings say counts no more.
+
+        Args:
+            ends: ids of the tokens that end a reply (extract.loading.reply_ends).
+        """
+        text = model.config.get_text_config()
+        self._ends = frozenset(ends)
         self._pad = min(self._ends, default=0)
         settings = {"eos_token_id": sorted(self._ends) or None, "pad_token_id": self._pad}
         model.generation_config = GenerationConfig(**settings)  # type: ignore[no-untyped-call]  # transformers' own
@@ -50,7 +55,7 @@ class Writer:
             head.register_forward_pre_hook(lambda _, states: (states[0].contiguous(),))
         self._model, self._device = model, device
         self._resumes = goes_on_from_keys_and_values(model)
-        self._window = getattr(text, "sliding_window", None)
+        self._window = min((width for name in _WINDOWS if (width := getattr(text, name, None))), default=None)
 
     def write(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Reply]:
         """Replies to one batch, in order."""

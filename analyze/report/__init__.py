@@ -6,14 +6,14 @@ which the template lays out; `tables` are the same numbers for other programs.
 """
 
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from analyze.geometry import GeometryResult
 from analyze.probes import ProbeResult
 from analyze.query import Run
 from analyze.report import findings, pictures, provenance, tables
@@ -30,6 +30,18 @@ from extract import durable
 from extract.corpus import BUILTIN as BUILTIN_CORPUS
 
 REPORT_FILE = "report.html"
+LAST = "resid.last"
+"""The site whose best layer persistence is measured at by default."""
+_TABLES: dict[str, Callable[[Evidence], pa.Table]] = {
+    "probes": lambda evidence: tables.probe_table(evidence.probes),
+    "persistence": lambda evidence: tables.persistence_table(evidence.persistence),
+    "geometry": lambda evidence: tables.geometry_table(evidence.geometries),
+    "transfer": lambda evidence: tables.transfer_table(evidence.transfers),
+    "zero-shot": lambda evidence: tables.zero_shot_table(evidence.zero_shots),
+    "prompting": lambda evidence: tables.prompting_table(evidence.promptings),
+}
+_OURS = re.compile(rf"(persistence|how|contrast)(-\d+)?\.png|tables/({'|'.join(_TABLES)})\.parquet")
+"""Names that a report writes, and may remove when it has less than the one before; the directory may hold other files."""
 
 
 def write_report(run: Run, evidence: Evidence, directory: Path) -> Path:
@@ -55,10 +67,10 @@ def write_report(run: Run, evidence: Evidence, directory: Path) -> Path:
     for name, content in files.items():
         durable.ensure_directory((directory / name).parent)
         durable.replace(directory / name, content)
-    for pattern in ("persistence*.png", "how*.png", "contrast*.png", "tables/*.parquet"):
-        for earlier in directory.glob(pattern):
-            if str(earlier.relative_to(directory)) not in files:
-                earlier.unlink()
+    for earlier in (*directory.glob("*.png"), *directory.glob("tables/*.parquet")):
+        name = earlier.relative_to(directory).as_posix()
+        if name not in files and _OURS.fullmatch(name):
+            earlier.unlink()
     path = directory / REPORT_FILE
     durable.replace(path, _render(page).encode())
     return path
@@ -68,21 +80,21 @@ def _page(run: Run, evidence: Evidence) -> Page:
     probes, persistence = evidence.probes, evidence.persistence
     manifest, receipts, best = run.manifest, run.stored.receipts(), findings.headline_probe(probes)
     measured = provenance.with_continuations(run, persistence)
-    how = _geometry_of(evidence, best)
+    how = next((result for result in evidence.geometries if result.site == best.site), None)
     corpus = "the built-in corpus" if manifest.corpus == BUILTIN_CORPUS else manifest.corpus
     return Page(
         title=f"Where {noun(best.classes)} can be read in {manifest.model}, on {corpus}",
         headline=findings.headline(best, manifest.n_layers),
         lead=findings.lead(best, probes),
-        answers=answers(best, how, persistence),
+        answers=answers(best, how, persistence, _best_layer(LAST, probes)),
         layer_map=pictures.layer_map(best, probes),
         best_layers=findings.best_table(probes),
         every_layer=findings.layer_tables(probes),
         where=findings.where(probes),
-        how=() if how is None else (geometry_section(how, best.best_layer),),
+        how=tuple(geometry_section(result, _best_layer(result.site, probes)) for result in evidence.geometries),
         how_command=provenance.commands_to_measure(run, "geometry", "--site", best.site),
-        persistence=persistence_sections(persistence, _layer_of_last(probes)),
-        persistence_command=provenance.commands_to_measure(run, "persistence"),
+        persistence=persistence_sections(persistence, _best_layer(LAST, probes)),
+        persistence_command=provenance.commands_to_measure(run, "persistence", *_persistence_options(run, best)),
         contrasts=tuple(contrast_section(result) for result in evidence.transfers),
         asked=(
             *(zero_shot_section(result) for result in evidence.zero_shots),
@@ -97,26 +109,19 @@ def _page(run: Run, evidence: Evidence) -> Page:
     )
 
 
-def _geometry_of(evidence: Evidence, best: ProbeResult) -> GeometryResult | None:
-    """That of the headline's site."""
-    return next((result for result in evidence.geometries if result.site == best.site), None)
+def _best_layer(site: str, probes: Sequence[ProbeResult]) -> int:
+    """The best layer of a site; of another one where it was not probed."""
+    return next((probe.best_layer for probe in probes if probe.site == site), probes[0].best_layer)
 
 
-def _layer_of_last(probes: Sequence[ProbeResult]) -> int:
-    """The best layer for `resid.last`, which persistence is measured at by default."""
-    return next((probe.best_layer for probe in probes if probe.site == "resid.last"), probes[0].best_layer)
+def _persistence_options(run: Run, best: ProbeResult) -> tuple[str, ...]:
+    """Without resid.last there is no layer that persistence is measured at by default."""
+    return () if LAST in run.sites else ("--layers", str(best.best_layer))
 
 
 def _tables(evidence: Evidence) -> dict[str, pa.Table]:
     """The tables of what was measured."""
-    made = {
-        "probes": tables.probe_table(evidence.probes),
-        "persistence": tables.persistence_table(evidence.persistence),
-        "geometry": tables.geometry_table(evidence.geometries),
-        "transfer": tables.transfer_table(evidence.transfers),
-        "zero-shot": tables.zero_shot_table(evidence.zero_shots),
-        "prompting": tables.prompting_table(evidence.promptings),
-    }
+    made = {name: make(evidence) for name, make in _TABLES.items()}
     return {name: table for name, table in made.items() if table.num_rows}
 
 

@@ -11,19 +11,25 @@ from analyze.persistence import PersistenceResult
 from analyze.probes import ProbeResult
 from analyze.report.geometry import between_sentence, shown
 from analyze.report.page import Answer
-from analyze.report.persistence import half_life_words, leaks
+from analyze.report.persistence import half_life_words, leaks, shown_layer
 from analyze.report.words import layer_cell, noun, score, share
 
 _NOT_MEASURED = "Not measured for this run; how to is told below."
 
 
-def answers(best: ProbeResult, how: GeometryResult | None, persistence: Sequence[PersistenceResult]) -> tuple[Answer, ...]:
-    """How, where, and for how long."""
+def answers(
+    best: ProbeResult, how: GeometryResult | None, persistence: Sequence[PersistenceResult], layer: int
+) -> tuple[Answer, ...]:
+    """How, where, and for how long.
+
+    Args:
+        layer: at which persistence is told, where several were measured.
+    """
     what = noun(best.classes)
     return (
         Answer(f"How does it lay the {what}s out?", _NOT_MEASURED if how is None else _how(best, how)),
         Answer(f"Where can the {what} be read?", _where(best)),
-        Answer(f"For how long does the {what} stay readable?", _for_how_long(persistence)),
+        Answer(f"For how long does the {what} stay readable?", _for_how_long(persistence, layer)),
     )
 
 
@@ -33,7 +39,7 @@ def _how(best: ProbeResult, how: GeometryResult) -> str:
 
 def _where(best: ProbeResult) -> str:
     if best.where is None:
-        return "Nowhere: no layer is above chance by cross-validation inside the training split."
+        return "No layer is shown to be above chance by cross-validation inside the training split."
     where, top = best.where, best.best.test
     return (
         f"Onset at layer {layer_cell(where.onset)}, peak at layer {layer_cell(where.peak)}, in brackets 95% intervals; on "
@@ -43,11 +49,11 @@ def _where(best: ProbeResult) -> str:
     )
 
 
-def _for_how_long(persistence: Sequence[PersistenceResult]) -> str:
+def _for_how_long(persistence: Sequence[PersistenceResult], layer: int) -> str:
     forced = [result for result in persistence if result.decoding is None]
     replied = [result for result in persistence if result.decoding is not None]
-    said = [_forced(forced[0])] if forced else []
-    said += [_replied(replied[0])] if replied else []
+    said = [_forced(shown_layer(forced, layer))] if forced else []
+    said += [_replied(shown_layer(replied, layer))] if replied else []
     return " ".join(said) or _NOT_MEASURED
 
 

@@ -52,6 +52,8 @@ def _against_chance(accuracy: Interval, chance: float) -> str:
 
 def _favourite(result: ZeroShotResult) -> str:
     given = [sum(row[index] for row in result.confusion) for index in range(len(result.classes))]
+    if not sum(given):
+        return "No answer is a valid one: it did not answer, which is not to say that it cannot tell."
     most = max(range(len(given)), key=lambda index: given[index])
     of_valid = given[most] / max(1, sum(given))
     return (

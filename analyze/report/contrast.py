@@ -53,7 +53,7 @@ def _of_source(result: TransferResult, train: str) -> list[str]:
         cell = result.cell(layer, train, test)
         there = result.cell(layer, test, test)
         said.append(
-            f"Which emotion: at layer {layer}, its best, the probe trained {in_words(train)} names {share(own.accuracy)} there "
+            f"Which label: at layer {layer}, its best, the probe trained {in_words(train)} names {share(own.accuracy)} there "
             f"and {share(cell.accuracy)} {in_words(test)}, where the probe trained there names {share(there.accuracy)}: "
             f"{signed_share(cell.loss)} lost. {_loss_words(cell.loss)}"
         )
@@ -63,25 +63,28 @@ def _of_source(result: TransferResult, train: str) -> list[str]:
 
 def _loss_words(loss: Interval) -> str:
     if loss.low > 0:
-        return "What it reads is in part peculiar to where it was trained."
+        return "That is less than the probe trained there, which may have had more utterances to learn from."
     return "It reads better than the probe trained there." if loss.high < 0 else "A loss is not shown."
 
 
 def _whether(train: str, test: str, own: TransferCell, cell: TransferCell) -> list[str]:
     if own.affect_auroc is None or cell.affect_auroc is None:
         return []
-    affect, which = cell.affect_auroc, cell.auroc
-    said = (
-        f"Whether there is an emotion: the probe trained {in_words(train)} gets AUROC {score(own.affect_auroc)} there and "
-        f"{score(affect)} {in_words(test)}, {'above chance' if affect.low > _CHANCE else 'not told from chance'}. "
-    )
+    affect = cell.affect_auroc
+    return [
+        f"Emotion or neutral: the probe trained {in_words(train)} gets AUROC {score(own.affect_auroc)} there and "
+        f"{score(affect)} "
+        f"{in_words(test)}, {'above chance' if affect.low > _CHANCE else 'not told from chance'}; for which label it gets "
+        f"{score(own.auroc)} and {score(cell.auroc)}. {_compared(affect, cell.auroc)}"
+    ]
+
+
+def _compared(affect: Interval, which: Interval) -> str:
     if affect.low > which.high:
-        said += f"That is more than the {score(which)} for which emotion, interval and all: whether carries over better."
-    elif which.low > affect.high:
-        said += f"That is less than the {score(which)} for which emotion, interval and all."
-    else:
-        said += f"For which emotion it is {score(which)}; the intervals overlap, so neither is shown to carry over better."
-    return [said]
+        return "Whether is read better there than which, interval and all."
+    if which.low > affect.high:
+        return "Which is read better there than whether, interval and all."
+    return "The intervals overlap: neither is shown to be read better there."
 
 
 def _table(result: TransferResult) -> Table:

@@ -12,6 +12,7 @@ from analyze.probes import LayerScores, ProbeResult
 from analyze.report.page import Table
 from analyze.report.words import (
     layer_cell,
+    layers_of,
     noun,
     ranges,
     score,
@@ -157,8 +158,9 @@ def _first_readable_sentence(first: LayerScores | None) -> str:
     if first is None:
         return "no layer's accuracy interval lies above that of the same probe on shuffled labels."
     return (
-        f"readable from layer {first.layer} on, the first whose accuracy, {share(first.test.accuracy)}, lies above that of "
-        f"the same probe on shuffled labels, {share(first.control.accuracy)}, interval and all."
+        f"readable first at layer {first.layer}, whose accuracy, {share(first.test.accuracy)}, lies above that of the same "
+        "probe "
+        f"on shuffled labels, {share(first.control.accuracy)}, interval and all."
     )
 
 
@@ -173,16 +175,23 @@ def _location_sentence(where: Where) -> str:
 
 def _selectivity_sentence(best: LayerScores) -> str:
     said = (
-        f"selectivity at the best layer {signed_share(best.selectivity)}: so much more accurate is the probe than one of the "
-        f"same size for a random class of every first word, which gets {share(best.task)}."
+        f"selectivity at the best layer, accuracy less that of a probe of the same size for a random class of every first word "
+        f"({share(best.task)}): {signed_share(best.selectivity)}."
     )
-    return said if best.selectivity.low > 0 else f"{said} Its interval includes 0: mere word identity is read as well."
+    if best.selectivity.low > 0:
+        return said
+    if best.selectivity.high < 0:
+        return f"{said} Mere word identity is read better."
+    return f"{said} The interval includes 0: mere word identity is read as well."
 
 
 def _affect_sentence(probe: ProbeResult, affect: Scores) -> str:
     above = [entry.layer for entry in probe.layers if entry.affect is not None and entry.affect.auroc.low > 0.5]
-    from_where = f"above chance from layer {above[0]} on" if above else "above chance at no layer"
-    return f"emotion against neutral at the best layer: AUROC {score(affect.auroc)}; {from_where}, interval and all."
+    from_where = f"above chance at {layers_of(above)}" if above else "above chance at no layer"
+    return (
+        f"emotion against neutral at the best layer: AUROC {score(affect.auroc)}; {from_where}, each interval by itself: of "
+        f"{len(probe.layers)} layers without signal about {len(probe.layers) / 40:.0f} would be, too."
+    )
 
 
 def _neighbours(probe: ProbeResult) -> str:

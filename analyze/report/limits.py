@@ -63,8 +63,8 @@ def _persistence_limits(persistence: Sequence[PersistenceResult]) -> list[str]:
         "is carried along: the utterance is still in the context.",
         "The refit probe shows that information is present; the probe of offset 0 shows that it is present in the same "
         "form. A lower score of the second alone is a change of form, not forgetting.",
-        f"A half-life not reached within the grid is a lower bound: more than {last} tokens, no value. One neutral text was "
-        "forced; another may give other half-lives.",
+        f"A half-life not reached within the grid is a lower bound: more than {last} tokens, no value. Another text, or other "
+        "replies, may give other half-lives.",
         f"The curves rest on {min(result.n_utterances for result in persistence):,} utterances; the layer may have been "
         "chosen by training utterances that are among them.",
     ]

@@ -25,6 +25,12 @@ def persistence_sections(persistence: Sequence[PersistenceResult], best_layer: i
     return tuple(_section(by_run[key], best_layer) for key in sorted(by_run))
 
 
+def shown_layer(results: Sequence[PersistenceResult], layer: int) -> PersistenceResult:
+    """Of several layers the one asked for, if it was measured; else the middle one."""
+    ascending = sorted(results, key=lambda result: result.layer)
+    return next((result for result in ascending if result.layer == layer), ascending[len(ascending) // 2])
+
+
 def leaks(result: PersistenceResult) -> list[int]:
     """The offsets at which the words of replies alone tell the label, interval and all."""
     if result.decoding is None:
@@ -34,10 +40,10 @@ def leaks(result: PersistenceResult) -> list[int]:
 
 
 def _section(results: Sequence[PersistenceResult], best_layer: int) -> Section:
-    by_layer = {result.layer: result for result in sorted(results, key=lambda result: result.layer)}
-    shown = by_layer.get(best_layer, list(by_layer.values())[len(by_layer) // 2])
-    pictures = (_picture(shown), *([_map(list(by_layer.values()))] if len(by_layer) > 1 else []))
-    title = "The same neutral text after every utterance" if shown.decoding is None else "The model's own replies"
+    shown, ascending = shown_layer(results, best_layer), sorted(results, key=lambda result: result.layer)
+    pictures = (_picture(shown), *([_map(ascending)] if len(ascending) > 1 else []))
+    what = "The same neutral text after every utterance" if shown.decoding is None else "The model's own replies"
+    title = f"{what} (run {shown.continued_run_id[:6]}, {shown.kind} probe)"
     return Section(title, pictures, (*_findings(shown), *_reply_findings(shown)), (_half_life_table(shown),))
 
 
@@ -93,7 +99,7 @@ def _findings(result: PersistenceResult) -> tuple[str, ...]:
         f"Half-life of the mean: {_half_life_sentence(refit.half_life, last)} for a probe refit at each offset (information "
         f"is there in some linear form); {_half_life_sentence(fixed.half_life, last)} for the probe of offset 0 (it is there "
         "in the same form).",
-        _same_form(refit_end, fixed_end, last),
+        _same_form(refit_end, fixed_end, last, "utterance" if result.decoding is None else "prompt"),
         f"Over all tokens from {first} to {last} the refit probe stands {signed_score(refit.area)} above chance on average, "
         f"the probe of offset {first} {signed_score(fixed.area)}.",
     )
@@ -128,11 +134,11 @@ def _against_chance(auroc: Interval) -> str:
     return "below chance" if auroc.high < CHANCE else "not told from chance"
 
 
-def _same_form(refit: Interval, fixed: Interval, last: int) -> str:
+def _same_form(refit: Interval, fixed: Interval, last: int, first: str) -> str:
     if refit.low > fixed.high and refit.low > CHANCE:
         return (
             f"At offset {last} the refit probe is ahead of the probe of offset 0, interval and all: what can be read there "
-            "is, in part, no longer in the form it had at the utterance's last token."
+            f"is, in part, not in the form it had at the {first}'s last token."
         )
     if fixed.low > refit.high:
         return (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from analyze.geometry import GeometryResult
 from analyze.persistence import PersistenceResult
-from analyze.probes import ProbeResult
+from analyze.probes import ProbeResult, ProbeSpec
 from analyze.prompting import SYSTEM_PROMPTS, PromptingResult
 from analyze.query import Run, open_store
 from analyze.report.evidence import Evidence
@@ -117,7 +117,7 @@ def _continuation(run: Run, continued_run_id: str) -> Continuation | None:
     text = continued.manifest.identity.continuation.strip()
     passages = read_passages().to_pylist()
     passage_id = next((str(passage["passage_id"]) for passage in passages if passage["text"].strip() == text), None)
-    labels = Counter(label for label in continued.utterances()["label"].to_pylist() if label)
+    labels = Counter(label for label in continued.utterances()["label"].to_pylist() if label not in (None, ""))
     return Continuation(text, passage_id, max(labels.values()), continued.manifest.template)
 
 
@@ -160,20 +160,44 @@ def _command(name: str, run: Run, *options: str) -> str:
 
 
 def _probe_command(run: Run, probe: ProbeResult) -> str:
-    layers = tuple(entry.layer for entry in probe.layers)
-    chosen = () if layers == run.layers_of(probe.site) else ("--layers", _list(layers))
-    return _command("probe", run, "--site", probe.site, "--kind", probe.kind, *chosen)
+    layers = _layers_option(run, probe.site, [entry.layer for entry in probe.layers])
+    return _command("probe", run, "--site", probe.site, *_spec_options(probe.spec), *layers)
+
+
+def _spec_options(spec: ProbeSpec) -> list[str]:
+    """What of a probe's specification a command has to say."""
+    options, usual = ["--kind", spec.kind], ProbeSpec(spec.kind)
+    if spec.column != usual.column:
+        options += ["--label", spec.column]
+    if spec.strength is not None:
+        options += ["--regularisation", f"{spec.strength:g}"]
+    if spec.balance != usual.balance:
+        options += ["--balance", spec.balance]
+    return options if spec.solver == usual.solver else [*options, "--solver", spec.solver]
+
+
+def _layers_option(run: Run, site: str, layers: Sequence[int]) -> tuple[str, ...]:
+    return () if tuple(layers) == run.layers_of(site) else ("--layers", _list(layers))
 
 
 def _geometry_command(run: Run, result: GeometryResult) -> str:
-    layers = tuple(entry.layer for entry in result.layers)
-    chosen = () if layers == run.layers_of(result.site) else ("--layers", _list(layers))
-    return _command("geometry", run, "--site", result.site, *chosen)
+    layers = _layers_option(run, result.site, [entry.layer for entry in result.layers])
+    return _command("geometry", run, "--site", result.site, *layers)
 
 
 def _transfer_command(run: Run, result: TransferResult) -> str:
-    column = result.sources[0].partition("=")[0]
-    return _command("transfer", run, "--by", column, "--site", result.site, "--kind", result.spec.kind)
+    columns = {source.partition("=")[0] for source in result.sources if "=" in source}
+    by = ("--by", *columns) if len(columns) == 1 else ()
+    command = _command(
+        "transfer",
+        run,
+        *by,
+        "--site",
+        result.site,
+        *_spec_options(result.spec),
+        *_layers_option(run, result.site, result.layers),
+    )
+    return command if by else f"{command}  # its sources, {', '.join(result.sources)}, were given from Python"
 
 
 def _zero_shot_command(run: Run, result: ZeroShotResult) -> str:
@@ -182,11 +206,14 @@ def _zero_shot_command(run: Run, result: ZeroShotResult) -> str:
 
 
 def _prompting_command(run: Run, result: PromptingResult) -> str:
-    given = [each for each in result.conditions if each.system]
-    built_in = all(SYSTEM_PROMPTS.get(each.name) == each.system for each in given)
-    systems = [] if built_in else [f"{each.name}={each.system}" for each in given]
-    asked = [word for system in systems for word in ("--system", system)]
-    return _command("prompting", run, "--layers", _list(result.layers), "--max-tokens", str(result.max_tokens), *asked)
+    own_words = [each for each in result.conditions if each.system]
+    systems = [
+        each.name if SYSTEM_PROMPTS.get(each.name) == each.system else f"{each.name}={each.system}" for each in own_words
+    ]
+    asked = [] if [each.name for each in result.conditions] == list(SYSTEM_PROMPTS) else systems
+    per_label = round(result.chance * result.n_utterances)  # of the commonest label
+    options = ["--layers", _list(result.layers), "--per-label", str(per_label), "--max-tokens", str(result.max_tokens)]
+    return _command("prompting", run, *options, *(word for system in asked for word in ("--system", system)))
 
 
 def _persistence_command(run: Run, measured: Measured, index: int) -> str:
@@ -204,6 +231,7 @@ def _persistence_command(run: Run, measured: Measured, index: int) -> str:
             drawn += ["--template", continuation.template]
         if result.decoding.temperature:
             drawn += ["--temperature", f"{result.decoding.temperature:g}", "--seed", str(result.decoding.seed)]
+            drawn += ["--top-p", f"{result.decoding.top_p:g}"]
         return f"{command} {shlex.join(drawn)}"
     if continuation.passage_id is None:
         return f"{command}  # run {result.continued_run_id} was continued with a text that is no built-in passage"

@@ -14,7 +14,11 @@ def noun(classes: Iterable[str]) -> str:
 
 def share(value: Interval) -> str:
     """A share for a sentence: `71% (67-75%)`."""
-    return f"{value.value:.0%} ({share_range(value)})"
+    return (
+        f"{max(value.value, 0.0):.0%} ({share_range(value)})"
+        if value.low >= 0
+        else f"{value.value:.1%} ({100 * value.low:.1f} to {value.high:.1%})"
+    )
 
 
 def share_range(value: Interval) -> str:

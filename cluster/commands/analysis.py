@@ -130,6 +130,9 @@ def persistence(
         str | None, typer.Option(help="Of what is replied to, such as chat; without it, the run's own.", show_default=False)
     ] = None,
     temperature: Annotated[float, typer.Option(help="Of replies; 0 takes the likeliest tokens.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option("--top-p", help="Draw replies from the likeliest tokens of this much together.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="Of replies.")] = 0,
     per_label: Annotated[int, typer.Option(min=5, help="Most utterances of each label.")] = DEFAULT_PER_LABEL,
     kind: KindOption = "linear",
@@ -141,15 +144,15 @@ def persistence(
     from analyze.query import open_store
     from cluster import pipeline
 
-    if reply is None and (template is not None or temperature or seed):
-        raise ValueError("--template, --temperature and --seed are of replies; add --reply TOKENS")
+    if reply is None and (template is not None or temperature or seed or top_p != 1):
+        raise ValueError("--template, --temperature, --top-p and --seed are of replies; add --reply TOKENS")
     opened = open_store(store).run(run)
     execution = Execution(workers, address)
     chosen = (best_last_layer(opened, kind, execution),) if layers is None else chosen_layers(opened, "resid.last", layers)
     if reply is None:
         measured = pipeline.persistence(opened, chosen, passage, per_label, kind, store, execution)
     else:
-        decoding = Decoding(reply, temperature, seed=seed)
+        decoding = Decoding(reply, temperature, top_p, seed)
         measured = pipeline.reply_persistence(opened, chosen, decoding, template, per_label, kind, store, execution)
     if as_json:
         print_json([asdict(result) for result in measured])

@@ -90,6 +90,7 @@ class Wanted:
             and request.compute_dtype in ("auto", identity.compute_dtype)
             and request.attention in ("auto", identity.attention)
             and (identity.stored_dtype, identity.truncate) == (request.stored_dtype, request.truncate)
+            and identity.reply == request.reply
         )
 
     @property

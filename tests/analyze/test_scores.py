@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, norm
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
-from analyze.scores import Interval, score
+from analyze.scores import Interval, difference_interval, score
 
 Floats = NDArray[np.float64]
 Predictions = tuple[NDArray[np.int64], Floats]
@@ -173,3 +173,13 @@ def test_situations_of_several_examples_widen_the_intervals_as_a_bootstrap_over_
         (together.auroc, alone.auroc),
     ):
         assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(np.sqrt(3), rel=0.1)
+
+
+@pytest.mark.parametrize("n", [1, 3, 40])
+def test_differences_that_all_agree_have_an_interval_all_the_same(n: int) -> None:
+    for value in (1.0, 0.0, -1.0):
+        interval = difference_interval(np.full(n, value))
+        assert interval.value == value
+        assert -1 <= interval.low <= value <= interval.high <= 1
+        assert interval.high - interval.low > 1 / n
+    assert difference_interval(np.ones(1)).low == -1

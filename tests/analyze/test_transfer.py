@@ -125,3 +125,15 @@ def test_what_cannot_be_compared_is_refused_by_name(plant: Plant) -> None:
         measure_transfer([Source("a", run), Source("b", run, "label = 'nothing'")], "resid.last", (0,))
     with pytest.raises(ValueError, match="cannot use where='loud'"):
         measure_transfer([Source("a", run), Source("b", run, "loud")], "resid.last", (0,))
+
+
+def test_what_another_run_is_tested_on_is_not_trained_on(plant: Plant) -> None:
+    """Two runs of overlapping utterances, each of which draws a split of its own: noise must be read at chance in both."""
+    rng = np.random.default_rng(0)
+    labels = ["joy" if value else "fear" for value in rng.permutation(np.arange(400) % 2)]
+    noise = rng.standard_normal((1, 400, 60)).astype(np.float32)  # so wide that a probe learns its training rows by heart
+    whole, part = (plant(noise[:, :n], {"label": labels[:n]}) for n in (400, 320))
+    result = measure_transfer([Source("whole", whole), Source("part", part)], "resid.last", (0,), ProbeSpec("linear", 0.01))
+    for train, test in (("whole", "part"), ("part", "whole")):
+        assert result.cell(0, train, test).accuracy.low < 0.5 < result.cell(0, train, test).accuracy.high
+    assert result.n_train[0] < 320

@@ -140,3 +140,12 @@ def test_classes_of_another_column_stand_beside_those_of_label_and_out_of_the_re
     page = Path(printed("report", *run, "--out", tmp_path / "report").strip()).read_text()
     assert "fear" in page
     assert "loud, quiet" not in page
+
+
+def test_probes_that_were_removed_are_made_again(run: tuple[str, str]) -> None:
+    printed("probe", *run, "--kind", "difference", "--layers", "0,1")
+    (kept,) = [path for path in Path(run[0]).rglob("*.safetensors") if ".difference." in path.name]
+    before = kept.read_bytes()
+    kept.unlink()
+    printed("probe", *run, "--kind", "difference", "--layers", "0,1")
+    assert len(kept.read_bytes()) == len(before)

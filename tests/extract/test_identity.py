@@ -55,6 +55,7 @@ _OTHER: dict[str, Any] = {
     "attention": "eager",
     "truncate": True,
     "reply": None,
+    "reply_ends": (2,),
     "format_version": FORMAT_VERSION + 1,
 }
 

@@ -1,5 +1,7 @@
 """Replies: against transformers one by one, whatever they are written beside, and as a part of a stored run."""
 
+import json
+import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,7 +13,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from analyze.query import Run
 from extract.corpus import Corpus, read_corpus
@@ -274,6 +284,7 @@ def test_settings_that_have_no_part_in_greedy_decoding_make_no_other_run() -> No
         (Decoding(5, 1.0, 0.0), "top-p 0 is no share"),
         (Decoding(5, 1.0, 1.5), r"top-p 1.5 is no share"),
         (Decoding(5, 1.0, 1.0, -1), "seed -1 is negative"),
+        (Decoding(5, 1.0, 1.0, 2**63), "seed 9223372036854775808 is too large"),
     ],
 )
 def test_impossible_settings_are_refused(decoding: Decoding, sentence: str) -> None:
@@ -308,6 +319,40 @@ def test_a_model_without_its_head_cannot_reply(tiny_model: Model, tmp_path: Path
     request = Request(tiny_model.name, corpus, reply=Decoding(4), compute_dtype="float32")
     with pytest.raises(ValueError, match=r"lacks 1 of its weights \(first: lm_head.weight\)"):
         plan_run(request, str(tmp_path / "store"))
+
+
+def test_what_ends_a_reply_is_a_part_of_what_a_run_is(request_of: Request, writing_model: Model, tmp_path: Path) -> None:
+    planned = plan_run(request_of, str(tmp_path / "store")).run
+    assert planned.manifest.identity.reply_ends == tuple(range(2, 49152, 10))
+    other = tmp_path / "model"
+    shutil.copytree(writing_model.directory, other)
+    settings_file = other / "generation_config.json"
+    settings_file.write_text(json.dumps(json.loads(settings_file.read_text()) | {"eos_token_id": [2, 12]}))
+    again = plan_run(replace(request_of, model=str(other)), str(tmp_path / "store")).run
+    assert again.manifest.identity.weights == planned.manifest.identity.weights
+    assert again.manifest.identity.reply_ends == (2, 12)
+    assert again.run_id != planned.run_id
+
+
+def test_local_attention_under_another_name_sees_no_padding(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    local = GPTNeoConfig(
+        vocab_size=300,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        window_size=12,
+        attention_types=[[["global", "local"], 1]],
+        max_position_embeddings=128,
+        initializer_range=0.5,
+        eos_token_id=0,
+        bos_token_id=0,
+    )
+    GPTNeoForCausalLM(local).save_pretrained(tmp_path)
+    writer = Engine(tmp_path, "float32", "eager", "cpu", writes=True)
+    shared = tuple(range(10, 18))
+    prompts = [prompt_of((*shared, *range(20, 20 + n))) for n in (1, 14, 3, 9)]
+    assert writer.write(prompts, Decoding(8)) == [writer.write([prompt], Decoding(8))[0] for prompt in prompts]
 
 
 def test_a_run_without_replies_says_so(request_of: Request, tmp_path: Path) -> None:
