@@ -268,10 +268,10 @@ def without_chat_template(model: Model, directory: Path) -> Model:
     return Model(str(directory), directory)
 
 
-def test_the_question_goes_through_the_models_own_chat_template(replying_model: Model, tmp_path: Path) -> None:
-    run = run_of(replying_model, tmp_path / "store", template="chat", system="You are calm.")
+def test_the_question_goes_through_the_models_own_chat_template(writing_model: Model, tmp_path: Path) -> None:
+    run = run_of(writing_model, tmp_path / "store", template="chat", system="You are calm.")
     asked = asked_run(run, tmp_path / "store")
-    tokenizer = AutoTokenizer.from_pretrained(replying_model.directory)
+    tokenizer = AutoTokenizer.from_pretrained(writing_model.directory)
     rows = rows_tested(run)
     assert asked.utterances()["text"].to_pylist() == [run.utterances()["text"][row].as_py() for row in rows]
     for text, ids in zip(asked.utterances()["text"].to_pylist(), asked.stored.table("tokens")["ids"].to_pylist(), strict=True):
@@ -283,8 +283,8 @@ def test_the_question_goes_through_the_models_own_chat_template(replying_model: 
     assert MESSAGE % "{{ text }}" in result.prompt
 
 
-def test_a_model_without_a_chat_template_is_asked_in_plain_text(replying_model: Model, tmp_path: Path) -> None:
-    run = run_of(without_chat_template(replying_model, tmp_path / "base"), tmp_path / "store")
+def test_a_model_without_a_chat_template_is_asked_in_plain_text(writing_model: Model, tmp_path: Path) -> None:
+    run = run_of(without_chat_template(writing_model, tmp_path / "base"), tmp_path / "store")
     asked = asked_run(run, tmp_path / "store")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
     texts = asked.utterances()["text"].to_pylist()
@@ -294,25 +294,25 @@ def test_a_model_without_a_chat_template_is_asked_in_plain_text(replying_model: 
     assert measure_zero_shot(run, asked).prompt == MESSAGE % "{{ text }}"
 
 
-def test_labels_are_listed_as_they_are_whatever_braces_they_have(replying_model: Model, tmp_path: Path) -> None:
+def test_labels_are_listed_as_they_are_whatever_braces_they_have(writing_model: Model, tmp_path: Path) -> None:
     labels = ("{% raw %}", "{{ joy }}", "{# no #}")
-    run = run_of(replying_model, tmp_path / "store", corpus_of(labels))
+    run = run_of(writing_model, tmp_path / "store", corpus_of(labels))
     assert f"Labels: {', '.join(sorted(labels))}." in measure_zero_shot(run, asked_run(run, tmp_path / "store")).prompt
 
 
-def test_a_model_that_could_think_first_is_told_not_to(replying_model: Model, tmp_path: Path) -> None:
-    model = without_chat_template(replying_model, tmp_path / "thinking")
+def test_a_model_that_could_think_first_is_told_not_to(writing_model: Model, tmp_path: Path) -> None:
+    model = without_chat_template(writing_model, tmp_path / "thinking")
     jinja = "{{ messages[0]['content'] }}{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
     (model.directory / "chat_template.jinja").write_text(jinja)
     run = run_of(model, tmp_path / "store")
     assert measure_zero_shot(run, asked_run(run, tmp_path / "store")).prompt == MESSAGE % "{{ text }}" + "<think></think>"
 
 
-def test_long_utterances_are_cut_and_counted(replying_model: Model, tmp_path: Path) -> None:
+def test_long_utterances_are_cut_and_counted(writing_model: Model, tmp_path: Path) -> None:
     corpus = corpus_of(EMOTIONS)
     texts = [f"{text} " + "again and " * 68 for text in corpus.table["text"].to_pylist()]
     long = Corpus("long", corpus.table.set_column(1, "text", pa.array(texts)))
-    run = run_of(replying_model, tmp_path / "store", long)
+    run = run_of(writing_model, tmp_path / "store", long)
     result = measure_zero_shot(run, asked_run(run, tmp_path / "store"))
     assert result.n_truncated == result.n_utterances
 
@@ -326,8 +326,8 @@ def test_what_cannot_be_asked_is_refused_in_a_sentence(tiny_model: Model, tmp_pa
         zero_shot_request(alike)
 
 
-def test_a_model_that_changed_is_not_asked(replying_model: Model, tmp_path: Path) -> None:
-    model = without_chat_template(replying_model, tmp_path / "changed")
+def test_a_model_that_changed_is_not_asked(writing_model: Model, tmp_path: Path) -> None:
+    model = without_chat_template(writing_model, tmp_path / "changed")
     run = run_of(model, tmp_path / "store")
     path = model.directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 0.5}))
@@ -336,11 +336,11 @@ def test_a_model_that_changed_is_not_asked(replying_model: Model, tmp_path: Path
 
 
 def test_an_encoder_and_a_model_without_its_head_say_that_they_cannot_reply(
-    tiny_model: Model, replying_model: Model, tmp_path: Path
+    tiny_model: Model, writing_model: Model, tmp_path: Path
 ) -> None:
     headless = run_of(without_chat_template(tiny_model, tmp_path / "headless"), tmp_path / "store")
     directory = tmp_path / "encoder"
-    shutil.copytree(without_chat_template(replying_model, tmp_path / "base").directory, directory)
+    shutil.copytree(without_chat_template(writing_model, tmp_path / "base").directory, directory)
     sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     BertModel(BertConfig(vocab_size=49152, max_position_embeddings=192, **sizes)).save_pretrained(directory)
     (directory / "generation_config.json").unlink()

@@ -23,12 +23,12 @@ def printed(*arguments: str | Path) -> Result:
     return done
 
 
-def test_the_answers_are_scored_kept_and_held_against_a_probe_where_there_is_one(replying_model: Model, tmp_path: Path) -> None:
+def test_the_answers_are_scored_kept_and_held_against_a_probe_where_there_is_one(writing_model: Model, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.jsonl"
     rows = [{"text": f"{name} number {index}", "label": name} for index in range(10) for name in ("fear", "joy", "neutral")]
     corpus.write_text("\n".join(map(json.dumps, rows)))
     store = tmp_path / "store"
-    run_id = printed("extract", "--model", replying_model.name, "--corpus", corpus, "--store", store).stdout.split()[-1]
+    run_id = printed("extract", "--model", writing_model.name, "--corpus", corpus, "--store", store).stdout.split()[-1]
     alone = printed("zero-shot", store, run_id, "--max-tokens", "5")
     assert (
         f"no linear probe of resid.last is kept to hold the answers against; make one: affectome probe {store}" in alone.stderr
