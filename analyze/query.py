@@ -139,7 +139,7 @@ class Run:
         _check_pooled(site)
         return self._read(site, layer, dtype, self._chosen(where, rows, offset, limit))[0]
 
-    def hidden_rows(self, site: str, layer: int, rows: ArrayLike, dtype: str = "float32") -> Values:
+    def hidden_rows(self, site: str, layer: int | Sequence[int], rows: ArrayLike, dtype: str = "float32") -> Values:
         """As `hidden`, for row numbers."""
         return self.hidden(site, layer, dtype=dtype, rows=rows)
 
@@ -297,10 +297,10 @@ class Run:
         arrays, indexes = self._arrays(site), self._layer_indexes(site, layer)
         rows, seed = self._chosen(where, streaming.get("rows")), streaming.get("shuffle_seed")
         row_bytes = len(indexes) * math.prod(self._entry_shape(site)) * self._numpy_dtype("stored").itemsize
+        self._numpy_dtype(dtype)  # refuses what is none
         buffer_rows = streaming.get("buffer_rows")
         if buffer_rows is None:
-            buffer_rows = max(1, BUFFER_BYTES // row_bytes)
-        self._numpy_dtype(dtype)
+            buffer_rows = max(1, BUFFER_BYTES // max(1, row_bytes))
         return Stream(self, site, layer, dtype, size, rows, None if seed is None else arrays.chunks(rows), seed, buffer_rows)
 
     def _arrays(self, site: str) -> SiteArrays:
