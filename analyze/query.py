@@ -1,25 +1,40 @@
-"""Ask a stored run for rows and hidden states: `where` in SQL, a site, a layer, and an array comes back.
+"""Ask a stored run for rows and hidden states: `where` in SQL or row numbers, a site, layers, and an array comes back.
 
 The table of utterances is small and goes through DuckDB with external access off; hidden states are read chunk by
-chunk from Zarr, and only those chunks that hold an asked row at an asked layer.
+chunk from Zarr, and only those chunks that hold an asked row at an asked layer (analyze.slices). What does not fit in memory
+comes in batches (analyze.streaming).
 """
 
-import itertools
+import math
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import duckdb
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+import torch
+from numpy.typing import ArrayLike, NDArray
 
-from extract.arrays import StoredArray, open_array
+from analyze.slices import Reading, SiteArrays
+from analyze.streaming import BUFFER_BYTES, Batch, Stream, StreamedStates, Streaming
 from extract.documents import Manifest, Receipt
-from extract.encoding import Layout, Values, numpy_dtype
+from extract.encoding import Layout, Values, numpy_dtype, to_torch
 from extract.sites import Site
 from extract.store import Store as StoredRuns
 from extract.stored_run import StoredRun
+
+
+class Which(TypedDict, total=False):
+    """Which rows, besides `where`."""
+
+    rows: ArrayLike | None
+    """Row numbers instead of `where`; they come in the order given and as often as they are given."""
+    offset: int
+    """How many of the rows to leave out first."""
+    limit: int | None
+    """How many of the others come at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,32 +42,9 @@ class TokenStates:
     """Hidden states of the tokens of some utterances, one utterance after another."""
 
     hidden: Values
-    """(T, D)."""
+    """(T, D), or (L, T, D) where several layers were asked for."""
     row_offsets: NDArray[np.int64]
     """(n + 1,): the tokens of utterance i are `hidden[row_offsets[i]:row_offsets[i + 1]]`."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """What is read of one shard."""
-
-    array: StoredArray
-    """The shard's array of the site."""
-    entries: NDArray[np.int64]
-    """Positions on its second axis."""
-    n_entries: NDArray[np.int64]
-    """How many of them belong to each row."""
-
-    @property
-    def whole(self) -> bool:
-        """Whether it is all there is of the shard."""
-        return len(self.entries) == self.array.layout.shape[1]
-
-    def read(self, index: int, hidden: Values) -> None:
-        if self.whole:
-            self.array.read_layer(index, hidden)
-        else:
-            self.array.read_entries(index, self.entries, hidden)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +92,7 @@ class Run:
         table = self.stored.table("utterances")
         if where is None:
             return table
-        with duckdb.connect(config={"enable_external_access": "false"}) as connection:
-            connection.register("utterances", table)
-            connection.execute("SET lock_configuration = true")
-            try:  # a filter takes one expression; pasted into a statement it could close the clause and go on
-                rows = connection.view("utterances").filter(where).project("row").fetchnumpy()["row"]
-            except (duckdb.Error, RuntimeError, UnicodeEncodeError) as error:
-                columns = ", ".join(table.column_names)
-                raise ValueError(f"cannot use where={where!r}: {str(error).splitlines()[0]} (columns: {columns})") from error
-        return table.take(pa.array(np.sort(np.asarray(rows, np.int64))))
+        return table.take(pa.array(_matching(table, where)))
 
     def replies(self) -> pa.Table:
         """What the model said to each utterance, in corpus order: row, text, n_tokens, ended (by the model itself), ids.
@@ -121,51 +105,145 @@ class Run:
         with ThreadPoolExecutor(self.stored.objects.readers) as pool:
             return pa.concat_tables(pool.map(self.stored.replies, self._receipts()))
 
-    def hidden(self, site: str, layer: int, where: str | None = None, dtype: str = "float32") -> Values:
-        """Hidden states of one layer at one site.
+    def hidden(
+        self,
+        site: str,
+        layer: int | Sequence[int],
+        where: str | None = None,
+        dtype: str = "float32",
+        *,
+        rows: ArrayLike | None = None,
+        offset: int = 0,
+        limit: int | None = None,
+    ) -> Values:
+        """Hidden states at one site.
 
         Args:
             site: such as `resid.last`.
-            layer: 0 for the embedding output, i for block i.
+            layer: 0 for the embedding output, i for block i; or several, in any order.
             where: as in `utterances`; the rows come in the same order.
             dtype: `float32`, or `stored` for the form that is kept, at half the memory for two-byte dtypes: bfloat16 comes as
-                its bits in uint16, for `torch.from_numpy(bits).view(torch.bfloat16)`.
+                its bits in uint16 (`hidden_torch` gives bfloat16 itself).
+            rows: row numbers instead of `where`; they come in the order given and as often as they are given.
+            offset: how many of the rows to leave out first.
+            limit: how many of the others come at most.
 
         Returns:
-            (n, d), or (n, offsets, d) for an `offset` or `reply` site; zeros where a reply has ended.
+            (n, d), or (n, offsets, d) for an `offset` or `reply` site, zeros where a reply has ended; where several layers are
+            asked for, with an axis of layers before.
 
         Raises:
-            ValueError: the run has no such site or layer, is not complete, or is damaged; or the site keeps every token
+            ValueError: the run has no such site, layer or row, is not complete, or is damaged; or the site keeps every token
                 (`hidden_tokens` reads those).
         """
-        return self.hidden_rows(site, layer, self._row_numbers(where), dtype)
+        _check_pooled(site)
+        return self._read(site, layer, dtype, self._chosen(where, rows, offset, limit))[0]
 
-    def hidden_rows(self, site: str, layer: int, rows: NDArray[np.int64], dtype: str = "float32") -> Values:
-        """As `hidden`, for row numbers that ascend without repeats.
+    def hidden_rows(self, site: str, layer: int | Sequence[int], rows: ArrayLike, dtype: str = "float32") -> Values:
+        """As `hidden`, for row numbers."""
+        return self.hidden(site, layer, dtype=dtype, rows=rows)
 
-        Raises:
-            ValueError: as in `hidden`; or the rows do not ascend, or the run has none of that number.
+    def hidden_torch(
+        self, site: str, layer: int | Sequence[int], where: str | None = None, **which: Unpack[Which]
+    ) -> torch.Tensor:
+        """As `hidden`, as a tensor in the precision that is kept; its bytes are the store's, neither converted nor copied."""
+        return to_torch(self.hidden(site, layer, where, "stored", **which), self.manifest.identity.stored_dtype)
+
+    def hidden_arrow(self, site: str, layer: int | Sequence[int], where: str | None = None, **which: Unpack[Which]) -> pa.Table:
+        """As `hidden`, as a table: `row`, and for each layer a column such as `layer_12` of lists of one length.
+
+        Lists hold float32, or float16 where that is kept (Arrow has no bfloat16); on a grid of offsets they hold lists.
         """
-        if Site.parse(site).position == "all":
-            raise ValueError(f"{site} keeps every token, so its rows differ in length; read it with hidden_tokens")
-        return self._read(site, layer, rows, self._numpy_dtype(dtype))[0]
+        _check_pooled(site)
+        chosen, layers = self._chosen(where, **which), _several(layer)
+        dtype = "stored" if self.manifest.identity.stored_dtype == "float16" else "float32"
+        hidden_LND, _ = self._read(site, layers, dtype, chosen)
+        columns = {f"layer_{layer}": _lists(hidden_ND) for layer, hidden_ND in zip(layers, hidden_LND, strict=True)}
+        return pa.table({"row": chosen, **columns})
 
-    def hidden_tokens(self, site: str, layer: int, where: str | None = None, dtype: str = "float32") -> TokenStates:
-        """Hidden states of every token of the utterances, at one layer of an `all` site.
-
-        Args:
-            site: such as `resid.all`.
-            layer: as in `hidden`.
-            where: as in `utterances`; the rows come in the same order.
-            dtype: as in `hidden`.
+    def hidden_tokens(
+        self,
+        site: str,
+        layer: int | Sequence[int],
+        where: str | None = None,
+        dtype: str = "float32",
+        **which: Unpack[Which],
+    ) -> TokenStates:
+        """Hidden states of every token of the utterances, at an `all` site such as `resid.all`; the rest as in `hidden`.
 
         Raises:
             ValueError: as in `hidden`; or the site does not keep every token.
         """
         if Site.parse(site).position != "all":
             raise ValueError(f"{site} does not keep every token; read it with hidden")
-        hidden, n_tokens = self._read(site, layer, self._row_numbers(where), self._numpy_dtype(dtype))
+        hidden, n_tokens = self._read(site, layer, dtype, self._chosen(where, **which))
         return TokenStates(hidden, np.concatenate([[0], np.cumsum(n_tokens)]))
+
+    def explain(self, site: str, layer: int | Sequence[int], where: str | None = None, **which: Unpack[Which]) -> Reading:
+        """What `hidden`, or `hidden_tokens`, would read and return; no state is read for it.
+
+        Raises:
+            ValueError: as in `hidden`.
+        """
+        arrays, indexes = self._arrays(site), self._layer_indexes(site, layer)
+        plan = arrays.plan(self._chosen(where, **which))
+        shape = (plan.n_entries, *self._entry_shape(site))
+        return Reading(*plan.touched(indexes), shape if isinstance(layer, (int, np.integer)) else (len(indexes), *shape))
+
+    def batches(
+        self,
+        site: str,
+        layer: int | Sequence[int],
+        size: int,
+        where: str | None = None,
+        dtype: str = "float32",
+        *,
+        epoch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        **streaming: Unpack[Streaming],
+    ) -> Iterator[Batch]:
+        """Hidden states batch after batch, in bounded memory: three buffers at most, one of them read ahead.
+
+        Args:
+            site, layer, where, dtype: as in `hidden`.
+            size: rows of a batch; the last one may have fewer.
+            epoch: which pass over the rows this is, from 0; each is shuffled in its own way.
+            rank: which reader of `world_size` this is, from 0. Together they read every row once, each as many as the others
+                or one more.
+            world_size: how many readers share the rows.
+            streaming: what is shuffled (docs/slices.md).
+
+        Raises:
+            ValueError: as in `hidden`; or a number is out of its range.
+        """
+        return self._stream(site, layer, size, where, dtype, **streaming).batches(epoch, rank, world_size)
+
+    def dataset(
+        self,
+        site: str,
+        layer: int | Sequence[int],
+        size: int,
+        where: str | None = None,
+        dtype: str = "stored",
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        **streaming: Unpack[Streaming],
+    ) -> StreamedStates:
+        """As `batches`, for `torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=4)`.
+
+        Args:
+            dtype: `stored` for tensors in the precision that is kept, or `float32`.
+
+        Raises:
+            ValueError: as in `batches`.
+        """
+        return StreamedStates(self._stream(site, layer, size, where, dtype, **streaming), rank, world_size)
+
+    def opened_again(self) -> "Run":
+        """The same run, opened anew in this process."""
+        return open_store(self.stored.store_location).run(self.run_id)
 
     def require_complete(self) -> None:
         """Refuse a run that lacks shards.
@@ -176,51 +254,71 @@ class Run:
         self._receipts()
 
     def _row_numbers(self, where: str | None) -> NDArray[np.int64]:
-        if where is None:
-            return np.arange(self.manifest.n_rows)
-        return np.asarray(self.utterances(where)["row"].to_numpy())
+        return np.arange(self.manifest.n_rows) if where is None else _matching(self.stored.table("utterances"), where)
+
+    def _chosen(
+        self, where: str | None, rows: ArrayLike | None = None, offset: int = 0, limit: int | None = None
+    ) -> NDArray[np.int64]:
+        """The rows asked for, in the order asked for."""
+        if offset < 0 or (limit is not None and limit < 0):
+            raise ValueError(f"offset and limit are numbers of rows, from 0: offset={offset}, limit={limit}")
+        if where is not None and rows is not None:
+            raise ValueError("where and rows both say which rows; give one of them")
+        chosen = self._row_numbers(where) if rows is None else self._checked(rows)
+        return chosen[offset : None if limit is None else offset + limit]
+
+    def _checked(self, rows: ArrayLike) -> NDArray[np.int64]:
+        numbers = np.asarray(rows)
+        if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
+            raise ValueError("rows must be a list of row numbers; numpy.flatnonzero makes one of a mask")
+        absent = numbers[(numbers < 0) | (numbers >= self.manifest.n_rows)]
+        if absent.size:
+            raise ValueError(f"run {self.run_id} has no row {absent[0]}; its rows are 0 to {self.manifest.n_rows - 1:,}")
+        return numbers.astype(np.int64)
 
     def _numpy_dtype(self, dtype: str) -> np.dtype[Any]:
         if dtype not in ("float32", "stored"):
             raise ValueError(f"cannot read hidden states as {dtype!r}; choose from float32, stored")
         return np.dtype(np.float32) if dtype == "float32" else numpy_dtype(self.manifest.identity.stored_dtype)
 
-    def _read(self, site: str, layer: int, rows: NDArray[np.int64], dtype: np.dtype[Any]) -> tuple[Values, NDArray[np.int64]]:
-        """Hidden states of ascending rows, and how many entries of the array belong to each row."""
-        rows = np.asarray(rows, np.int64)
-        if len(rows) and (rows[0] < 0 or rows[-1] >= self.manifest.n_rows or (np.diff(rows) <= 0).any()):
-            raise ValueError(f"rows must ascend, without repeats, from 0 to {self.manifest.n_rows - 1:,} at most")
-        receipts = self._receipts()
-        index = self._layer_index(site, layer)
-        bounds = np.searchsorted(rows, [receipt.start for receipt in receipts] + [self.manifest.n_rows])
-        pieces = [
-            (receipt, rows[begin:end])
-            for receipt, (begin, end) in zip(receipts, itertools.pairwise(bounds.tolist()), strict=True)
-            if begin < end
-        ]
-        with ThreadPoolExecutor(self.stored.objects.readers) as pool:
-            parts = list(pool.map(lambda piece: self._part(site, *piece), pieces))
-            hidden = np.empty((sum(len(part.entries) for part in parts), *self._entry_shape(site)), dtype)
-            ends = itertools.accumulate(len(part.entries) for part in parts)
-            places = [hidden[end - len(part.entries) : end] for part, end in zip(parts, ends, strict=True)]
-            list(pool.map(lambda part, place: part.read(index, place), parts, places))
-        return hidden, np.concatenate([np.empty(0, np.int64), *(part.n_entries for part in parts)])
+    def _read(
+        self, site: str, layer: int | Sequence[int], dtype: str, rows: NDArray[np.int64]
+    ) -> tuple[Values, NDArray[np.int64]]:
+        """Hidden states of rows, and how many entries belong to each row."""
+        as_read, arrays, indexes = self._numpy_dtype(dtype), self._arrays(site), self._layer_indexes(site, layer)
+        plan = arrays.plan(rows)
+        hidden_LTD = plan.read(indexes, self._entry_shape(site), as_read)
+        return hidden_LTD[0] if isinstance(layer, (int, np.integer)) else hidden_LTD, plan.lengths_N
 
-    def _part(self, site: str, receipt: Receipt, rows: NDArray[np.int64]) -> _Part:
-        array = open_array(self.stored.objects, receipt, str(Site.parse(site)), self._layouts)
-        return _Part(array, *_entries(array.layout, rows - receipt.start))
+    def _stream(
+        self, site: str, layer: int | Sequence[int], size: int, where: str | None, dtype: str, **streaming: Unpack[Streaming]
+    ) -> Stream:
+        _check_pooled(site)
+        arrays, indexes = self._arrays(site), self._layer_indexes(site, layer)
+        rows, seed = self._chosen(where, streaming.get("rows")), streaming.get("shuffle_seed")
+        row_bytes = len(indexes) * math.prod(self._entry_shape(site)) * self._numpy_dtype("stored").itemsize
+        self._numpy_dtype(dtype)  # refuses what is none
+        buffer_rows = streaming.get("buffer_rows")
+        if buffer_rows is None:
+            buffer_rows = max(1, BUFFER_BYTES // max(1, row_bytes))
+        return Stream(self, site, layer, dtype, size, rows, None if seed is None else arrays.chunks(rows), seed, buffer_rows)
+
+    def _arrays(self, site: str) -> SiteArrays:
+        receipts = self._receipts()
+        if str(Site.parse(site)) not in self.sites:
+            raise ValueError(f"run {self.run_id} does not hold {site}; it holds {', '.join(self.sites)}")
+        return SiteArrays(self.stored, receipts, Site.parse(site), self._layouts)
 
     def _entry_shape(self, site: str) -> tuple[int, ...]:
         offsets = (len(self.manifest.identity.offsets),) if Site.parse(site).on_grid else ()
         return *offsets, self.manifest.width
 
-    def _layer_index(self, site: str, layer: int) -> int:
-        if str(Site.parse(site)) not in self.sites:
-            raise ValueError(f"run {self.run_id} does not hold {site}; it holds {', '.join(self.sites)}")
-        layers = self.layers_of(site)
-        if layer not in layers:
-            raise ValueError(f"run {self.run_id} does not hold layer {layer} of {site}; it holds {_ranges(layers)}")
-        return layers.index(layer)
+    def _layer_indexes(self, site: str, layer: int | Sequence[int]) -> list[int]:
+        held = self.layers_of(site)
+        absent = [layer for layer in _several(layer) if layer not in held]
+        if absent:
+            raise ValueError(f"run {self.run_id} does not hold layer {absent[0]} of {site}; it holds {_ranges(held)}")
+        return [held.index(layer) for layer in _several(layer)]
 
     def _receipts(self) -> tuple[Receipt, ...]:
         """The receipt of every shard, read once when the run is complete."""
@@ -236,14 +334,34 @@ class Run:
         return tuple(self._whole)
 
 
-def _entries(layout: Layout, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The entries of an array that belong to some rows of its shard, and how many belong to each."""
-    if layout.row_offsets is None:
-        return rows, np.ones(len(rows), np.int64)
-    bounds = np.asarray(layout.row_offsets, np.int64)
-    lengths = bounds[rows + 1] - bounds[rows]
-    first = np.repeat(bounds[rows] - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
-    return first + np.arange(lengths.sum()), lengths
+def _matching(utterances: pa.Table, where: str) -> NDArray[np.int64]:
+    """The rows of a condition, ascending."""
+    with duckdb.connect(config={"enable_external_access": "false"}) as connection:
+        connection.register("utterances", utterances)
+        connection.execute("SET lock_configuration = true")
+        try:  # a filter takes one expression; pasted into a statement it could close the clause and go on
+            rows = connection.view("utterances").filter(where).project("row").fetchnumpy()["row"]
+        except (duckdb.Error, RuntimeError, UnicodeEncodeError) as error:
+            columns = ", ".join(utterances.column_names)
+            raise ValueError(f"cannot use where={where!r}: {str(error).splitlines()[0]} (columns: {columns})") from error
+    return np.sort(np.asarray(rows, np.int64))
+
+
+def _check_pooled(site: str) -> None:
+    if Site.parse(site).position == "all":
+        raise ValueError(f"{site} keeps every token, so its rows differ in length; read it with hidden_tokens")
+
+
+def _several(layer: int | Sequence[int]) -> list[int]:
+    return [int(layer)] if isinstance(layer, (int, np.integer)) else list(layer)
+
+
+def _lists(hidden: Values) -> pa.Array:
+    """An array's rows as lists of one length."""
+    lists = pa.array(hidden.reshape(-1))
+    for length in reversed(hidden.shape[1:]):
+        lists = pa.FixedSizeListArray.from_arrays(lists, length)
+    return lists
 
 
 class Store:

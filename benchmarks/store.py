@@ -131,18 +131,18 @@ def main() -> None:
             console.print(line)
 
 
-def create(root: Path, n_rows: int, rows_a_shard: int | None = None) -> StoredRun:
+def create(root: Path, n_rows: int, rows_a_shard: int | None = None, layers: int = LAYERS) -> StoredRun:
     """A run without shards, as an extraction of that many utterances creates it."""
     identity = Identity(
-        "sha256:0", "0", "{{ text }}", "", "0", (SITE,), (), tuple(range(LAYERS)), "bfloat16", "bfloat16", "sdpa", False
+        "sha256:0", "0", "{{ text }}", "", "0", (SITE,), (), tuple(range(layers)), "bfloat16", "bfloat16", "sdpa", False
     )
     manifest = Manifest(
         run_id=identity.run_id,
         identity=identity,
         n_rows=n_rows,
-        n_layers=LAYERS - 1,
+        n_layers=layers - 1,
         width=WIDTH,
-        rows_per_shard=rows_a_shard or rows_per_shard(n_rows, LAYERS * WIDTH * 2),
+        rows_per_shard=rows_a_shard or rows_per_shard(n_rows, layers * WIDTH * 2),
         token_budget=4096,
         compression="none",
         tables=(),
@@ -162,7 +162,8 @@ def create(root: Path, n_rows: int, rows_a_shard: int | None = None) -> StoredRu
 def states(stored: StoredRun, shard: int) -> NDArray[np.uint16]:
     """Bits of bfloat16 hidden states for a shard, (L, N, D)."""
     start, stop = stored.shard_rows(shard)
-    states_LND = np.random.default_rng(0).standard_normal((LAYERS, stop - start, WIDTH), np.float32)
+    shape = len(stored.layers(SITE)), stop - start, WIDTH
+    states_LND = np.random.default_rng(0).standard_normal(shape, np.float32)
     return np.ascontiguousarray(states_LND.view(np.uint16)[..., 1::2])
 
 

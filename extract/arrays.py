@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.documents import Receipt, StoredObject
-from extract.encoding import METADATA_KEY, Layout, Values, decode_into
+from extract.encoding import METADATA_KEY, Layout, Values, decode_into, to_float32
 from extract.objects import Objects
 from extract.stored_run import attempt_prefix, read_checked
 
@@ -49,13 +49,16 @@ class StoredArray:
         except (FileNotFoundError, ValueError) as error:
             raise self._problem(entry, error) from error
 
-    def read_entries(self, index: int, entries_N: NDArray[np.int64], hidden: Values) -> None:
+    def read_entries(
+        self, index: int, entries_N: NDArray[np.int64], hidden: Values, places_N: NDArray[np.int64] | None = None
+    ) -> None:
         """Read some entries of a layer, and no chunk that holds none of them.
 
         Args:
             index: as in `read_layer`.
-            entries_N: positions on the array's second axis, ascending.
+            entries_N: positions on the array's second axis, ascending; they may repeat.
             hidden: as in `read_layer`.
+            places_N: where in `hidden` each goes; without them one after another.
 
         Raises:
             ValueError: the object is missing or damaged.
@@ -65,15 +68,42 @@ class StoredArray:
         chunks, begins = np.unique(chunk_N, return_index=True)
         ends = [*begins[1:].tolist(), len(entries_N)]
         try:
-            (tail,) = self.objects.read_ranges(entry.path, [(entry.size - layout.index_bytes, entry.size)])
-            places = layout.read_index(tail, entry.size)[chunks].tolist()
+            places = self._chunk_places(entry)[chunks].tolist()
             read = self.objects.read_ranges(entry.path, [(offset, offset + length) for offset, length in places])
             for number, data, begin, end in zip(chunks.tolist(), read, begins.tolist(), ends, strict=True):
                 values = layout.decode(np.frombuffer(data, np.uint8), number)
                 wanted = values[entries_N[begin:end] - number * layout.chunk]
-                decode_into(hidden[begin:end], wanted, layout.stored_dtype)
+                if places_N is None:
+                    decode_into(hidden[begin:end], wanted, layout.stored_dtype)
+                else:
+                    as_asked = wanted if hidden.dtype == layout.dtype else to_float32(wanted, layout.stored_dtype)
+                    hidden[places_N[begin:end]] = as_asked
         except (FileNotFoundError, ValueError) as error:
             raise self._problem(entry, error) from error
+
+    def size_of_layer(self, index: int) -> tuple[int, int]:
+        """How many chunks and bytes `read_layer` reads."""
+        return self.layout.n_chunks, self._entry(index).size
+
+    def size_of_entries(self, index: int, entries_N: NDArray[np.int64]) -> tuple[int, int]:
+        """How many chunks and bytes `read_entries` reads, with the index; that is read here where chunks are compressed.
+
+        Raises:
+            ValueError: the index is missing or damaged.
+        """
+        entry, chunks = self._entry(index), np.unique(entries_N // self.layout.chunk)
+        n_bytes = len(chunks) * self.layout.chunk_bytes
+        if self.layout.compression != "none":
+            try:
+                n_bytes = int(self._chunk_places(entry)[chunks, 1].sum())
+            except (FileNotFoundError, ValueError) as error:
+                raise self._problem(entry, error) from error
+        return len(chunks), n_bytes + self.layout.index_bytes
+
+    def _chunk_places(self, entry: StoredObject) -> NDArray[np.uint64]:
+        """Offset and length of each chunk."""
+        (tail,) = self.objects.read_ranges(entry.path, [(entry.size - self.layout.index_bytes, entry.size)])
+        return self.layout.read_index(tail, entry.size)
 
     def _entry(self, index: int) -> StoredObject:
         return self.entries[f"{self.prefix}/{self.layout.key(index)}"]

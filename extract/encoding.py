@@ -79,6 +79,12 @@ def _on_host(values: torch.Tensor) -> torch.Tensor:
     return pinned
 
 
+def to_torch(values: Values, stored_dtype: str) -> torch.Tensor:
+    """Stored hidden states in the precision they are kept in; the tensor and the array are one memory."""
+    tensor = torch.from_numpy(values)
+    return tensor.view(torch.bfloat16) if stored_dtype == "bfloat16" else tensor
+
+
 def numpy_dtype(stored_dtype: str) -> np.dtype[Any]:
     """numpy's dtype of the stored form."""
     return np.dtype(_NUMPY_DTYPES[stored_dtype])
@@ -142,6 +148,11 @@ class Layout:
     def entry_bytes(self) -> int:
         """Bytes of one entry of the second axis."""
         return math.prod(self.shape[2:]) * self.dtype.itemsize
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of a chunk that is not compressed, with its crc32c."""
+        return self.chunk * self.entry_bytes + _CRC_BYTES
 
     @property
     def n_chunks(self) -> int:

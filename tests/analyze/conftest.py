@@ -39,6 +39,7 @@ class Plant:
         missing: Collection[int] = (),
         lengths: Sequence[int] = (),
         replies: Sequence[Sequence[int]] = (),
+        compression: str = "none",
     ) -> Run:
         """A run over utterances with `columns`.
 
@@ -53,7 +54,7 @@ class Plant:
         layers = layers or tuple(range(n_layers))
         reply = Decoding(max(map(len, replies))) if replies else None
         identity = replace(IDENTITY, sites=(site,), offsets=offsets, layers=layers, stored_dtype=stored_dtype, reply=reply)
-        manifest = manifest_of(identity, n_rows, width, rows_per_shard)
+        manifest = manifest_of(identity, n_rows, width, rows_per_shard, compression)
         base = {"row": range(n_rows), "utterance_id": [f"u{row}" for row in range(n_rows)], "text": ["text"] * n_rows}
         utterances = pa.table({name: _column(values) for name, values in (base | dict(columns)).items()})
         store = Store.open(str(self.factory.mktemp("store")), create=True)

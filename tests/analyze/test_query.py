@@ -240,9 +240,3 @@ def test_a_run_extracted_for_real_is_found_by_prefix_and_read_in_the_same_order_
         quoted = text.replace("'", "''")
         assert run.utterances(f"text = '{quoted}'")["row"].to_pylist() == [row]
         np.testing.assert_array_equal(run.hidden("resid.mean", 3, f"text = '{quoted}'"), whole[3][[row]])
-
-
-@pytest.mark.parametrize("rows", [[0, 0, 1], [2, 1], [-1, 0], [0, N_ROWS]])
-def test_rows_that_repeat_descend_or_are_not_there_are_refused(run: Run, rows: list[int]) -> None:
-    with pytest.raises(ValueError, match="must ascend, without repeats"):
-        run.hidden_rows("resid.last", 0, np.array(rows))
