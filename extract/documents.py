@@ -186,5 +186,5 @@ def unseal(adapter: TypeAdapter[Document], data: bytes) -> Document:
 
 
 def now() -> str:
-    """The present second in ISO 8601, UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    """The present millisecond in ISO 8601, UTC: two runs of one second are told apart by which came first."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

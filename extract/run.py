@@ -267,7 +267,8 @@ def _checked_sites(request: Request, layers: Sequence[int], shape: Shape) -> tup
 def _checked_offsets(request: Request, sites: Sequence[str], prompts: Sequence[Prompt]) -> tuple[int, ...]:
     positions = {Site.parse(site).position for site in sites if Site.parse(site).on_grid}
     if bool(positions) != bool(request.offsets):
-        raise ValueError("offset or reply sites and a grid of offsets go together: give both or neither")
+        which = " or ".join(sorted(positions) or ("offset", "reply"))
+        raise ValueError(f"{which} sites and a grid of offsets go together: give both or neither")
     offsets = tuple(sorted(set(request.offsets)))
     if "reply" in positions:
         if request.reply is None:

@@ -299,7 +299,7 @@ def test_impossible_settings_are_refused(decoding: Decoding, sentence: str) -> N
         ({"reply": None}, "ask for some with --reply TOKENS"),
         ({"offsets": (0, 13)}, "replies of at most 12 tokens have no token at offset 13"),
         ({"offsets": (-1, 0)}, "replies of at most 12 tokens have no token at offset -1"),
-        ({"offsets": ()}, "offset or reply sites and a grid of offsets go together"),
+        ({"offsets": ()}, "reply sites and a grid of offsets go together"),
         (
             {"reply": Decoding(WRITING_CONTEXT - 5)},
             r"30 of 30 texts are with 187 for their reply longer than the model's 192 tokens",
