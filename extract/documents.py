@@ -185,6 +185,6 @@ def unseal(adapter: TypeAdapter[Document], data: bytes) -> Document:
         raise ValueError(f"is damaged: {'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}") from error
 
 
-def now() -> str:
-    """The present millisecond in ISO 8601, UTC: two runs of one second are told apart by which came first."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+def now(timespec: Literal["seconds", "milliseconds"] = "seconds") -> str:
+    """The present in ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat(timespec=timespec)
