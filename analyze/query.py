@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from analyze.sealed import first_line, sealed
 from extract.arrays import StoredArray, open_array
 from extract.documents import Manifest, Receipt
 from extract.encoding import Layout, Values, numpy_dtype
@@ -100,14 +101,12 @@ class Run:
         table = self.stored.table("utterances")
         if where is None:
             return table
-        with duckdb.connect(config={"enable_external_access": "false"}) as connection:
-            connection.register("utterances", table)
-            connection.execute("SET lock_configuration = true")
+        with sealed({"utterances": table}) as connection:
             try:  # a filter takes one expression; pasted into a statement it could close the clause and go on
                 rows = connection.view("utterances").filter(where).project("row").fetchnumpy()["row"]
             except (duckdb.Error, RuntimeError, UnicodeEncodeError) as error:
                 columns = ", ".join(table.column_names)
-                raise ValueError(f"cannot use where={where!r}: {str(error).splitlines()[0]} (columns: {columns})") from error
+                raise ValueError(f"cannot use where={where!r}: {first_line(error)} (columns: {columns})") from error
         return table.take(pa.array(np.sort(np.asarray(rows, np.int64))))
 
     def replies(self) -> pa.Table:

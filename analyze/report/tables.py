@@ -1,6 +1,7 @@
 """The numbers of a report as Parquet: one long table for each analysis, an interval a row.
 
-Wide tables, a column for each score, were rejected: whoever joins several runs wants rows that stack.
+Wide tables, a column for each score, were rejected: whoever joins several runs wants rows that stack. The same tables over all
+runs of a store are what SQL is asked of (analyze.views), so their columns have the same types whether they hold rows or none.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,36 +18,58 @@ from analyze.zeroshot import ZeroShotResult
 
 Row = dict[str, str | int | float | None]
 
+_COUNTS = frozenset(("layer", "n", "offset"))
+_NUMBERS = frozenset(("value", "low", "high", "chance", "p_value"))
+
 
 def probe_table(probes: Iterable[ProbeResult]) -> pa.Table:
-    """run_id, site, kind, layer, metric, label (null for all), value, low, high, chance, n."""
-    return pa.Table.from_pylist([row for probe in probes for row in _probe_rows(probe)])
+    """run_id, site, kind, label_column (what was read), layer, metric, label (null for all), value, low, high, chance, n."""
+    columns = "run_id site kind label_column layer metric label value low high chance n"
+    return _table(columns, (row for probe in probes for row in _probe_rows(probe)))
 
 
 def persistence_table(persistence: Iterable[PersistenceResult]) -> pa.Table:
     """run_id, continued_run_id, site, layer, kind, reader, label, offset (null for all), metric, value, low, high, n."""
-    return pa.Table.from_pylist([row for result in persistence for row in _persistence_rows(result)])
+    columns = "run_id continued_run_id site layer kind reader label offset metric value low high n"
+    return _table(columns, (row for result in persistence for row in _persistence_rows(result)))
 
 
 def geometry_table(geometries: Iterable[GeometryResult]) -> pa.Table:
     """run_id, site, layer, metric, label, other (null where there is none), value, low, high, p_value, n."""
-    return pa.Table.from_pylist([row for result in geometries for row in _geometry_rows(result)])
+    columns = "run_id site layer metric label other value low high p_value n"
+    return _table(columns, (row for result in geometries for row in _geometry_rows(result)))
 
 
 def transfer_table(transfers: Iterable[TransferResult]) -> pa.Table:
     """run_id, site, kind, layer, train, test, metric, value, low, high, n."""
-    return pa.Table.from_pylist([row for result in transfers for row in _transfer_rows(result)])
+    columns = "run_id site kind layer train test metric value low high n"
+    return _table(columns, (row for result in transfers for row in _transfer_rows(result)))
 
 
 def zero_shot_table(zero_shots: Iterable[ZeroShotResult]) -> pa.Table:
     """run_id, asked_run_id, metric, label (null for all), value, low, high, chance, n."""
-    return pa.Table.from_pylist([row for result in zero_shots for row in _zero_shot_rows(result)])
+    columns = "run_id asked_run_id metric label value low high chance n"
+    return _table(columns, (row for result in zero_shots for row in _zero_shot_rows(result)))
 
 
 def prompting_table(promptings: Iterable[PromptingResult]) -> pa.Table:
-    """run_id, site, layer, start (what it is held against, or null), condition, offset, metric, label, value, low, high, "
-    "p_value, n."""
-    return pa.Table.from_pylist([row for result in promptings for row in _prompting_rows(result)])
+    """run_id, site, layer, start (what it is held against, or null), condition, offset, metric, label, value, low, high,
+    p_value, n."""
+    columns = "run_id site layer start condition offset metric label value low high p_value n"
+    return _table(columns, (row for result in promptings for row in _prompting_rows(result)))
+
+
+def _table(columns: str, rows: Iterable[Row]) -> pa.Table:
+    names = columns.split()
+    kept = list(rows)
+    assert all(row.keys() <= set(names) for row in kept), "a table has a column for everything that a row says"
+    return pa.Table.from_pylist(kept, schema=pa.schema([(name, _type(name)) for name in names]))
+
+
+def _type(column: str) -> pa.DataType:
+    if column in _COUNTS:
+        return pa.int64()
+    return pa.float64() if column in _NUMBERS else pa.string()
 
 
 def _span(interval: Interval | None) -> Row:
@@ -56,7 +79,7 @@ def _span(interval: Interval | None) -> Row:
 
 
 def _probe_rows(probe: ProbeResult) -> Iterator[Row]:
-    base: Row = {"run_id": probe.run_id, "site": probe.site, "kind": probe.kind}
+    base: Row = {"run_id": probe.run_id, "site": probe.site, "kind": probe.kind, "label_column": probe.spec.column}
     for entry in probe.layers:
         scores: Sequence[tuple[str, str | None, Interval | None]] = (
             ("accuracy", None, entry.test.accuracy),
