@@ -268,7 +268,7 @@ def _time(text: str) -> datetime:
 def _named(run_id: str, table: pa.Table) -> pa.Table:
     """The table with the run's id in front; a column of a corpus that is called so gives way."""
     names = ["corpus_run_id" if name.lower() == "run_id" else name for name in table.column_names]
-    ids = pa.array([run_id] * table.num_rows, pa.string())
+    ids = pa.repeat(run_id, table.num_rows)
     return table.rename_columns(names).add_column(0, "run_id", ids)
 
 

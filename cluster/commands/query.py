@@ -94,7 +94,7 @@ def _ask(store: "Store", sql: str, out: str | None, limit: int | None, timeout: 
         if as_json:
             print_json(shown)
         elif shown:
-            print_rows(f"{len(shown):,} rows", [_cells(row) for row in shown], as_json=False, exact=True)
+            print_rows(f"{len(shown):,} row{'s' * (len(shown) > 1)}", [_cells(row) for row in shown], as_json=False, exact=True)
         else:
             note(f"no rows (columns: {', '.join(found.schema.names)})")
     if len(rows) > most:

@@ -1,5 +1,6 @@
 """SQL over a store answers what the store holds, reads nothing else, changes nothing, and ends."""
 
+import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -23,8 +24,10 @@ from analyze.saved import save_probes
 from analyze.sealed import sealed
 from analyze.sql import answer
 from extract.decoding import Decoding, Reply, replies_table
+from extract.objects import RemoteObjects
 from extract.store import Store as StoredRuns
 from tests.planted import IDENTITY, manifest_of, receipt_of
+from tests.s3 import BUCKET, S3Server
 
 N_ROWS, WIDTH = 40, 3
 LABELS = ("joy", "fear", "it's", None)
@@ -165,6 +168,18 @@ def test_every_table_of_an_empty_store_has_its_columns_and_no_rows(tmp_path: Pat
     full = {row["column_name"]: row["column_type"] for row in asked(store, f"DESCRIBE {name}")}
     assert columns.items() <= full.items()
     assert "run_id" in columns
+
+
+def test_a_store_on_object_storage_answers_as_its_copy_on_disk_does(store: Store, s3_server: S3Server) -> None:
+    place = RemoteObjects(s3_server.filesystem(), f"{BUCKET}/sql-{secrets.token_hex(4)}")
+    for entry in store.stored.objects.entries(""):
+        place.replace(entry.key, store.stored.objects.read(entry.key))
+    remote = Store(StoredRuns(place))
+    for name in views.VIEWS:
+        columns = "* EXCLUDE (file)" if name == "probes" else "*"  # that says where it is
+        sql = f"FROM {name} SELECT {columns} ORDER BY ALL"
+        assert repr(asked(remote, sql)) == repr(asked(store, sql)), name
+    assert all(row["file"].startswith("s3://") for row in asked(remote, "FROM probes"))
 
 
 def test_only_the_tables_that_are_named_are_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
