@@ -218,7 +218,7 @@ def _results(name: str) -> Callable[[Store], pa.Table]:
         from analyze.report import tables
 
         kinds: Mapping[str, tuple[Callable[[Run], list[Any]], Callable[[list[Any]], pa.Table]]] = {
-            "scores": (results.probes, tables.probe_table),
+            "scores": (results.probes_of_any, tables.probe_table),
             "persistence": (results.persistence, tables.persistence_table),
             "transfer": (results.transfers, tables.transfer_table),
             "geometry": (results.geometries, tables.geometry_table),
@@ -237,7 +237,7 @@ VIEWS: Mapping[str, View] = {
     "replies": View("what a model said to an utterance", _replies),
     "receipts": View("a shard that exists", _receipts),
     "probes": View("a file of kept probes", _kept_probes),
-    "scores": View("an interval of probes of classes", _results("scores")),
+    "scores": View("an interval of a probe", _results("scores")),
     "persistence": View("an interval of a persistence curve", _results("persistence")),
     "transfer": View("an interval of a transfer", _results("transfer")),
     "geometry": View("an interval of a geometry", _results("geometry")),

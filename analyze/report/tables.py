@@ -9,11 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 import pyarrow as pa
 
 from analyze.geometry import GeometryResult
+from analyze.multilabel import MultiLabelResult
 from analyze.persistence import PersistenceResult
 from analyze.probes import ProbeResult
 from analyze.prompting import PromptingResult
 from analyze.scores import Interval
 from analyze.transfer import TransferResult
+from analyze.valued import ValueResult
 from analyze.zeroshot import ZeroShotResult
 
 Row = dict[str, str | int | float | None]
@@ -22,10 +24,11 @@ _COUNTS = frozenset(("layer", "n", "offset"))
 _NUMBERS = frozenset(("value", "low", "high", "chance", "p_value"))
 
 
-def probe_table(probes: Iterable[ProbeResult]) -> pa.Table:
-    """run_id, site, kind, label_column (what was read), layer, metric, label (null for all), value, low, high, chance, n."""
+def probe_table(probes: Iterable[ProbeResult | MultiLabelResult | ValueResult]) -> pa.Table:
+    """run_id, site, kind, label_column (what was read), layer, metric, label (null for all), value, low, high, chance (null
+    where there is none), n."""
     columns = "run_id site kind label_column layer metric label value low high chance n"
-    return _table(columns, (row for probe in probes for row in _probe_rows(probe)))
+    return _table(columns, (row for probe in probes for row in _rows_of_any(probe)))
 
 
 def persistence_table(persistence: Iterable[PersistenceResult]) -> pa.Table:
@@ -78,8 +81,20 @@ def _span(interval: Interval | None) -> Row:
     return {"value": interval.value, "low": interval.low, "high": interval.high}
 
 
+def _rows_of_any(probe: ProbeResult | MultiLabelResult | ValueResult) -> Iterator[Row]:
+    spec = probe.spec
+    base: Row = {"run_id": probe.run_id, "site": probe.site, "kind": spec.kind, "label_column": spec.column, "n": probe.n_test}
+    match probe:
+        case ProbeResult():
+            rows = _probe_rows(probe)
+        case MultiLabelResult():
+            rows = _set_rows(probe)
+        case ValueResult():
+            rows = _value_rows(probe)
+    return (base | row for row in rows)
+
+
 def _probe_rows(probe: ProbeResult) -> Iterator[Row]:
-    base: Row = {"run_id": probe.run_id, "site": probe.site, "kind": probe.kind, "label_column": probe.spec.column}
     for entry in probe.layers:
         scores: Sequence[tuple[str, str | None, Interval | None]] = (
             ("accuracy", None, entry.test.accuracy),
@@ -95,8 +110,40 @@ def _probe_rows(probe: ProbeResult) -> Iterator[Row]:
             ("affect_auroc", None, None if entry.affect is None else entry.affect.auroc),
         )
         for metric, label, interval in scores:
-            more: Row = {"chance": probe.chance, "n": probe.n_test}
-            yield base | {"layer": entry.layer, "metric": metric, "label": label} | _span(interval) | more
+            row: Row = {"layer": entry.layer, "metric": metric, "label": label, "chance": probe.chance}
+            yield row | _span(interval)
+
+
+def _set_rows(probe: MultiLabelResult) -> Iterator[Row]:
+    for entry in probe.layers:
+        scores: Sequence[tuple[str, str | None, Interval]] = (
+            ("auroc", None, entry.test.auroc),
+            *(("auroc", label, area) for label, area in zip(probe.classes, entry.test.label_auroc, strict=True)),
+            ("macro_f1", None, entry.test.macro_f1),
+            *(("f1", label, score) for label, score in zip(probe.classes, entry.test.label_f1, strict=True)),
+            ("micro_f1", None, entry.test.micro_f1),
+            ("exact", None, entry.test.exact),
+            ("shuffled_auroc", None, entry.control.auroc),
+            ("shuffled_macro_f1", None, entry.control.macro_f1),
+            ("shuffled_micro_f1", None, entry.control.micro_f1),
+            ("shuffled_exact", None, entry.control.exact),
+        )
+        for metric, label, interval in scores:
+            row: Row = {"layer": entry.layer, "metric": metric, "label": label}
+            yield row | {"chance": probe.chance if metric.endswith("exact") else None} | _span(interval)
+
+
+def _value_rows(probe: ValueResult) -> Iterator[Row]:
+    for entry in probe.layers:
+        scores = (
+            ("r2", entry.test.r2),
+            ("correlation", entry.test.correlation),
+            ("shuffled_r2", entry.control.r2),
+            ("shuffled_correlation", entry.control.correlation),
+        )
+        for metric, interval in scores:
+            row: Row = {"layer": entry.layer, "metric": metric, "label": None, "chance": None}
+            yield row | _span(interval)
 
 
 def _persistence_rows(result: PersistenceResult) -> Iterator[Row]:

@@ -23,6 +23,7 @@ from analyze.report.tables import probe_table
 from analyze.saved import save_probes
 from analyze.sealed import sealed
 from analyze.sql import answer
+from analyze.valued import probe_values
 from extract.decoding import Decoding, Reply, replies_table
 from extract.objects import RemoteObjects
 from extract.store import Store as StoredRuns
@@ -95,6 +96,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
         probed = probe_layers(first, "resid.last", first.layers, ProbeSpec(kind))
         results.save(first, probed.result)
         save_probes(first, probed)
+    results.save(first, probe_values(first, "resid.last", (1,), ProbeSpec("ridge", column="valence")).result)
     return [first, second, third]
 
 
@@ -146,9 +148,9 @@ def test_replies_are_those_of_runs_that_keep_them(store: Store, runs: list[Run])
 
 
 def test_scores_and_probes_are_those_that_are_kept(store: Store, runs: list[Run]) -> None:
-    kept = probe_table(results.probes(runs[0])).to_pylist()
+    kept = probe_table([*results.probes(runs[0]), *results.values(runs[0])]).to_pylist()
     assert kept
-    key = ("kind", "layer", "metric", "label")
+    key = ("kind", "label_column", "layer", "metric", "label")
     found = asked(store, "SELECT * FROM scores")
     assert sorted(map(repr, found)) == sorted(map(repr, kept))
     assert len({tuple(row[name] for name in key) for row in found}) == len(found)

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +45,12 @@ def store(replying_model: Model, tmp_path_factory: pytest.TempPathFactory) -> st
     """A store with a run whose probes are kept, and one that keeps replies."""
     directory = tmp_path_factory.mktemp("query")
     rows = [
-        {"text": f"{name} {index} of many", "label": name, "split": "train" if index % 4 else "test"}
+        {
+            "text": f"{name} {index} of many",
+            "label": name,
+            "split": "train" if index % 4 else "test",
+            "marks": [name] * (index % 3 > 0) + ["third"] * (index % 3 == 1),
+        }
         for index in range(20)
         for name in ("fear", "joy")
     ]
@@ -52,6 +59,7 @@ def store(replying_model: Model, tmp_path_factory: pytest.TempPathFactory) -> st
     extract = ("extract", "--model", replying_model.name, "--corpus", str(directory / "corpus.jsonl"), "--store", location)
     run_id = invoked(*extract).split()[-1]
     invoked("probe", location, run_id)
+    invoked("probe", location, run_id, "--label", "marks", "--layers", "1")
     invoked(*extract, "--reply", "4", "--sites", "resid.reply", "--offsets", "0,1", "--limit", "4")
     return location
 
@@ -85,6 +93,17 @@ def test_sql_is_printed_as_a_table_as_json_and_written_whole(store: str, run_id:
 def test_a_table_shows_columns_by_the_names_that_sql_knows(store: str) -> None:
     shown = printed(store, "SELECT run_id, layers, complete FROM runs ORDER BY n_rows").stdout
     assert all(name in shown for name in ("run_id", "0, 1, 2", "yes"))
+
+
+def test_scores_of_lists_of_labels_are_those_that_the_probe_prints(store: str, run_id: str) -> None:
+    (layer,) = json.loads(invoked("probe", store, run_id, "--label", "marks", "--layers", "1", "--json"))["layers"]
+    sql = "SELECT metric, label, value, low, high FROM scores WHERE label_column = 'marks'"
+    found = {(row.pop("metric"), row.pop("label")): row for row in json.loads(printed(store, sql, "--json").stdout)}
+    assert found["f1", "third"] == layer["test"]["label_f1"][2]
+    assert found["auroc", "joy"] == layer["test"]["label_auroc"][1]
+    assert found["exact", None] == layer["test"]["exact"]
+    assert found["shuffled_auroc", None] == layer["control"]["auroc"]
+    assert len(found) == 14
 
 
 def test_states_are_written_and_shown_as_the_run_holds_them(store: str, run_id: str, tmp_path: Path) -> None:
@@ -145,9 +164,14 @@ def test_the_page_names_every_table_and_column(store: str) -> None:
     for table, columns in described.items():
         found = columns_of(open_store(store), table)
         if table == "utterances":
-            assert set(found) <= {*columns, "split", "label"}
+            assert set(found) <= {*columns, "split", "label", "marks"}
         else:
             assert found == columns, table
+
+
+def test_what_asks_a_store_loads_no_torch() -> None:
+    program = "import sys, cluster.commands.query, analyze.exporting, analyze.sql; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_the_page_says_what_a_row_is_as_the_tables_do() -> None:
