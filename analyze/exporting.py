@@ -221,6 +221,7 @@ class Slice:
             "weights": identity.weights,
             "corpus": manifest.corpus,
             "template": manifest.template,
+            "system": manifest.system,
             "offsets": list(identity.offsets) if Site.parse(self.site).on_grid else [],
             "compute_dtype": identity.compute_dtype,
             "stored_dtype": identity.stored_dtype,

@@ -24,6 +24,7 @@ TIMEOUT_S = 60.0
 """Seconds a statement may take, once its tables are read."""
 
 _ROWS_AT_ONCE = 8192
+_CHANGED_BY_ARROW = re.compile(r"\b(UHUGEINT|BIGNUM|BIT|TIME WITH TIME ZONE)\b")  # 2^128 - 1 would come out as -1
 _S_BETWEEN_INTERRUPTS = 0.05
 
 
@@ -60,7 +61,9 @@ def answer(store: Store, sql: str, *, timeout_s: float = TIMEOUT_S, memory: str 
     tables = {name: VIEWS[name].read(store) for name in sorted(names)}
     with sealed(tables, memory) as connection, _stopped_after(timeout_s, connection):
         with _told(tables, timeout_s, memory):
-            reader = connection.sql(sql).to_arrow_reader(_ROWS_AT_ONCE)
+            relation = connection.sql(sql)
+            _check_types(relation)
+            reader = relation.to_arrow_reader(_ROWS_AT_ONCE)
         schema = _distinct(reader.schema)
         yield Answer(schema, _batches(reader, schema, tables, timeout_s, memory))
 
@@ -75,6 +78,12 @@ def _batches(
             except StopIteration:
                 return
         yield batch.rename_columns(schema.names)
+
+
+def _check_types(relation: duckdb.DuckDBPyRelation) -> None:
+    for name, kind in zip(relation.columns, map(str, relation.types), strict=True):
+        if _CHANGED_BY_ARROW.search(kind):
+            raise ValueError(f"column {name!r} is of type {kind}, which does not leave SQL unchanged; cast it to VARCHAR")
 
 
 def _distinct(schema: pa.Schema) -> pa.Schema:

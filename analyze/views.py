@@ -267,7 +267,11 @@ def _time(text: str) -> datetime:
 
 def _named(run_id: str, table: pa.Table) -> pa.Table:
     """The table with the run's id in front; a column of a corpus that is called so gives way."""
-    names = ["corpus_run_id" if name.lower() == "run_id" else name for name in table.column_names]
+    names: list[str] = []
+    for name in table.column_names:
+        while name.lower() == "run_id" or name in names:
+            name = f"corpus_{name}"
+        names.append(name)
     ids = pa.repeat(run_id, table.num_rows)
     return table.rename_columns(names).add_column(0, "run_id", ids)
 

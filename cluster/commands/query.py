@@ -152,7 +152,7 @@ def _begins(row: dict[str, Any]) -> Row:
     numbers = row["hidden"]
     while numbers and isinstance(numbers[0], list):
         numbers = numbers[0]
-    text = str(row["text"])
+    text = _visible(str(row["text"])).replace("\n", " ")
     short = text if len(text) <= _TEXT_SHOWN else text[: _TEXT_SHOWN - 1] + "…"
     begins = " ".join(f"{number:.3g}" for number in numbers[:_NUMBERS_SHOWN])
     return {**row, "text": short, "hidden": f"{begins} …"}
@@ -163,9 +163,16 @@ def _cells(row: dict[str, Any]) -> Row:
     return {name: _cell(value) for name, value in row.items()}
 
 
+def _visible(text: str) -> str:
+    """Text of a corpus or a model without what would command the terminal."""
+    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
+
+
 def _cell(value: Any) -> Fact:
+    if isinstance(value, str):
+        return _visible(value)
     if isinstance(value, list) and all(isinstance(each, str | int | float) for each in value):
-        return [str(each) for each in value]
+        return [_visible(str(each)) for each in value]
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 

@@ -87,7 +87,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
         "text": ["other"] * N_ROWS,
         "speaker": ["Ann"] * N_ROWS,
         "run_id": ["theirs"] * N_ROWS,
+        "RUN_ID": [8] * N_ROWS,
         "Marks": [["a", "b"]] * N_ROWS,
+        "tone": pa.array(["loud", "quiet"] * 20).dictionary_encode(),
+        "half": pa.array([0.5] * N_ROWS, pa.float16()),
     }
     second = planted_run(stored, "two", other, missing=frozenset({0}))
     assert second.stored.void(1, 1, "to see it gone")
@@ -135,6 +138,7 @@ def test_utterances_of_all_runs_stand_in_one_table_by_name_whatever_columns_they
         own = [row for row in found if row["run_id"] == run.run_id]
         for row, utterance in zip(own, run.utterances().to_pylist(), strict=True):
             assert row["corpus_run_id"] == utterance.pop("run_id", None)
+            assert row["corpus_RUN_ID_1"] == utterance.pop("RUN_ID", None)
             speaker = utterance.pop("speaker", None)  # a number in one run and a name in another
             assert row["speaker"] == (None if speaker is None else str(speaker))
             assert {name: row[name] for name in utterance} == utterance
@@ -442,6 +446,15 @@ def test_errors_name_the_choices(store: Store) -> None:
     assert "makes no table here; choose from" in refusal(store, "FROM glob('*')")
     assert "give a SELECT statement; this is COPY" in refusal(store, "COPY runs TO 'x.csv'")
     assert "cannot give a query 'plenty' of memory" in refusal(store, "FROM runs", memory="plenty")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(f"'{2**128 - 1}'::UHUGEINT", str(2**128 - 1)), ("['1'::BIT]", "[1]"), ("TIMETZ '10:00:00+02'", "10:00:00+02")],
+)
+def test_a_value_that_would_change_on_its_way_out_is_refused(store: Store, value: str, text: str) -> None:
+    assert "does not leave SQL unchanged; cast it to VARCHAR" in refusal(store, f"SELECT {value} AS x")
+    assert asked(store, f"SELECT ({value})::VARCHAR AS x") == [{"x": text}]
 
 
 def test_columns_that_are_called_alike_are_told_apart(store: Store) -> None:

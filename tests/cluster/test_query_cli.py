@@ -106,6 +106,12 @@ def test_scores_of_lists_of_labels_are_those_that_the_probe_prints(store: str, r
     assert len(found) == 14
 
 
+def test_what_would_command_the_terminal_is_shown_and_not_obeyed(store: str) -> None:
+    shown = printed(store, "SELECT 'a' || chr(27) || '[31mred' AS x, [chr(7)] AS y").stdout
+    assert r"a\x1b[31mred" in shown
+    assert not {"\x1b", "\a"} & set(shown)
+
+
 def test_states_are_written_and_shown_as_the_run_holds_them(store: str, run_id: str, tmp_path: Path) -> None:
     where = "label = 'joy' and split = 'test'"
     expected = open_store(store).run(run_id).hidden("resid.last", 2, where)
