@@ -101,7 +101,7 @@ def _stopped_after(timeout_s: float, connection: duckdb.DuckDBPyConnection) -> I
     ended = threading.Event()
 
     def watch() -> None:
-        if not ended.wait(timeout_s):
+        if not ended.wait(min(timeout_s, threading.TIMEOUT_MAX)):
             while not ended.wait(_S_BETWEEN_INTERRUPTS):
                 connection.interrupt()
 

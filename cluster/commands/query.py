@@ -27,7 +27,11 @@ def query(
     store: StoreArgument,
     sql: Annotated[
         str | None,
-        typer.Argument(metavar="[SQL]", help="A SELECT over the store's tables (docs/query.md).", show_default=False),
+        typer.Argument(
+            metavar="[SQL]",
+            help="A SELECT over runs, utterances, replies, receipts, probes, scores and more (docs/query.md).",
+            show_default=False,
+        ),
     ] = None,
     run: Annotated[
         str | None,
