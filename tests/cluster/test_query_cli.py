@@ -41,7 +41,7 @@ def refusal(*arguments: str | Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def store(replying_model: Model, tmp_path_factory: pytest.TempPathFactory) -> str:
+def store(writing_model: Model, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A store with a run whose probes are kept, and one that keeps replies."""
     directory = tmp_path_factory.mktemp("query")
     rows = [
@@ -56,7 +56,7 @@ def store(replying_model: Model, tmp_path_factory: pytest.TempPathFactory) -> st
     ]
     (directory / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
     location = str(directory / "store")
-    extract = ("extract", "--model", replying_model.name, "--corpus", str(directory / "corpus.jsonl"), "--store", location)
+    extract = ("extract", "--model", writing_model.name, "--corpus", str(directory / "corpus.jsonl"), "--store", location)
     run_id = invoked(*extract).split()[-1]
     invoked("probe", location, run_id)
     invoked("probe", location, run_id, "--label", "marks", "--layers", "1")
