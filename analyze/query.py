@@ -9,21 +9,26 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import duckdb
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import ArrayLike, NDArray
 
+from analyze.sealed import first_line, sealed
 from analyze.slices import Reading, SiteArrays
-from analyze.streaming import BUFFER_BYTES, Batch, Stream, StreamedStates, Streaming
+from analyze.streaming import BUFFER_BYTES, Batch, Stream, Streaming
 from extract.documents import Manifest, Receipt
 from extract.encoding import Layout, Values, numpy_dtype, to_torch
 from extract.sites import Site
 from extract.store import Store as StoredRuns
 from extract.stored_run import StoredRun
+
+if TYPE_CHECKING:  # it takes seconds to load, and whoever wants arrays needs none of it
+    import torch
+
+    from analyze.dataset import StreamedStates
 
 
 class Which(TypedDict, total=False):
@@ -145,7 +150,7 @@ class Run:
 
     def hidden_torch(
         self, site: str, layer: int | Sequence[int], where: str | None = None, **which: Unpack[Which]
-    ) -> torch.Tensor:
+    ) -> "torch.Tensor":
         """As `hidden`, as a tensor in the precision that is kept; its bytes are the store's, neither converted nor copied."""
         return to_torch(self.hidden(site, layer, where, "stored", **which), self.manifest.identity.stored_dtype)
 
@@ -230,7 +235,7 @@ class Run:
         rank: int = 0,
         world_size: int = 1,
         **streaming: Unpack[Streaming],
-    ) -> StreamedStates:
+    ) -> "StreamedStates":
         """As `batches`, for `torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=4)`.
 
         Args:
@@ -239,6 +244,8 @@ class Run:
         Raises:
             ValueError: as in `batches`.
         """
+        from analyze.dataset import StreamedStates
+
         return StreamedStates(self._stream(site, layer, size, where, dtype, **streaming), rank, world_size)
 
     def opened_again(self) -> "Run":
@@ -336,14 +343,12 @@ class Run:
 
 def _matching(utterances: pa.Table, where: str) -> NDArray[np.int64]:
     """The rows of a condition, ascending."""
-    with duckdb.connect(config={"enable_external_access": "false"}) as connection:
-        connection.register("utterances", utterances)
-        connection.execute("SET lock_configuration = true")
+    with sealed({"utterances": utterances}) as connection:
         try:  # a filter takes one expression; pasted into a statement it could close the clause and go on
             rows = connection.view("utterances").filter(where).project("row").fetchnumpy()["row"]
         except (duckdb.Error, RuntimeError, UnicodeEncodeError) as error:
             columns = ", ".join(utterances.column_names)
-            raise ValueError(f"cannot use where={where!r}: {str(error).splitlines()[0]} (columns: {columns})") from error
+            raise ValueError(f"cannot use where={where!r}: {first_line(error)} (columns: {columns})") from error
     return np.sort(np.asarray(rows, np.int64))
 
 

@@ -8,6 +8,7 @@ label each, and of numbers the number itself.
 Shape suffixes: L layers, N utterances, D width, K classes.
 """
 
+import fnmatch
 import json
 import tempfile
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ from extract.documents import now
 from extract.run import extract_missing, plan_run
 
 _MADE_OF = "affectome"
+_FIRST_BYTES = 1 << 16  # what a file begins with says how long it is; nearly always it is within these
+_MOST_BYTES = 100_000_000  # safetensors allows no longer beginning
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,26 @@ def load_probes(run: Run, site: str, layers: Sequence[int], spec: ProbeSpec) -> 
 def has_probes(run: Run, site: str, layers: Sequence[int], spec: ProbeSpec) -> bool:
     """Whether there is a file of such probes; reading it says whether it is whole."""
     return run.stored.objects.exists(f"analysis/{probe_name(run, site, layers, spec)}.safetensors")
+
+
+def kept_probes(run: Run) -> list[tuple[str, Made]]:
+    """What made each file of probes kept with a run, with its key; of a file no more is read than says so.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    objects, found = run.stored.objects, []
+    for name in fnmatch.filter(objects.names("analysis"), "probe.*.safetensors"):
+        key = f"analysis/{name}"
+        try:
+            (start,) = objects.read_ranges(key, [(0, _FIRST_BYTES)])
+            n_bytes = 8 + int.from_bytes(start[:8], "little")
+            if n_bytes > len(start) == _FIRST_BYTES:
+                (start,) = objects.read_ranges(key, [(0, min(n_bytes, _MOST_BYTES))])
+            found.append((key, _metadata(start)))
+        except (ValidationError, ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{objects.url(key)} is damaged; remove it and make the probes again") from error
+    return found
 
 
 def predict(run: Run, made: Made, probe: Probe, layer: int, texts: Sequence[str]) -> Floats:

@@ -20,6 +20,7 @@ from cluster.commands.geometry import geometry
 from cluster.commands.models import check_model, models
 from cluster.commands.plans import refresh, schedule
 from cluster.commands.prompting import prompting
+from cluster.commands.query import query
 from cluster.commands.status import status
 from cluster.commands.transfer import transfer
 from cluster.commands.zeroshot import zero_shot
@@ -53,6 +54,7 @@ app.command()(runs)
 app.command()(status)
 app.command("verify")(verify_runs)
 app.command()(gc)
+app.command()(query)
 app.command()(probe)
 app.command()(predict)
 app.command()(persistence)

@@ -29,15 +29,20 @@ def print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def print_rows(title: str, rows: Sequence[Row], as_json: bool) -> None:
-    """Print rows as a table, or the same facts as a JSON list."""
+def print_rows(title: str, rows: Sequence[Row], as_json: bool, exact: bool = False) -> None:
+    """Print rows as a table, or the same facts as a JSON list.
+
+    Args:
+        exact: whether columns are called in the table as they are, and not with spaces.
+    """
     if as_json:
         print_json(rows)
         return
     table = Table(title=escape(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for column in dict.fromkeys(name for row in rows for name in row):
         numeric = all(isinstance(row.get(column), int | float) for row in rows)
-        table.add_column(column.replace("_", " "), justify="right" if numeric else "left", no_wrap=not _is_text(column, rows))
+        heading = escape(column) if exact else column.replace("_", " ")
+        table.add_column(heading, justify="right" if numeric else "left", no_wrap=not _is_text(column, rows))
     for row in rows:
         table.add_row(*(escape(_cell(value)) for value in row.values()))
     console = Console(highlight=False)

@@ -10,7 +10,7 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 Part = Any
 """A piece of an object: bytes, or a contiguous numpy array, whose type does not say on Python 3.11 that it is a buffer."""
@@ -33,6 +33,21 @@ def replace(path: Path, data: bytes) -> None:
     """Make `path` hold `data`, all of it or not at all, durably; an earlier object of that name is replaced."""
     with _written_beside(path, data) as temporary:
         temporary.replace(path)
+    sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write piece by piece, which becomes `path`, durably, when the block ends well, and is gone when it does not."""
+    temporary = _name_beside(path)
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
 
 
@@ -61,7 +76,7 @@ def is_unfinished(name: str) -> bool:
 
 @contextlib.contextmanager
 def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _name_beside(path)
     try:
         with temporary.open("xb") as file:
             file.write(data)
@@ -70,6 +85,10 @@ def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _name_beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def write_parts(descriptor: int, parts: Sequence[Part]) -> None:

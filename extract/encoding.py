@@ -16,11 +16,10 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import google_crc32c
 import numpy as np
-import torch
 import zarr
 from numcodecs.blosc import Blosc
 from numpy.typing import NDArray
@@ -29,6 +28,9 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from extract.durable import Part
+
+if TYPE_CHECKING:  # it takes seconds to load, and whoever reads a store needs none of it
+    import torch
 
 STORED_DTYPES = ("bfloat16", "float16", "float32")
 """How hidden states may be kept."""
@@ -56,12 +58,14 @@ class UnfitValueError(ValueError):
         self.index = index
 
 
-def to_stored(states: torch.Tensor, stored_dtype: str) -> Values:
+def to_stored(states: "torch.Tensor", stored_dtype: str) -> Values:
     """Convert hidden states to the form they are kept in, on the host.
 
     Raises:
         UnfitValueError: a state is not finite, or becomes infinite in the stored dtype.
     """
+    import torch
+
     stored = states.to(getattr(torch, stored_dtype))
     fits = stored.isfinite()
     if not bool(fits.all()):
@@ -70,17 +74,21 @@ def to_stored(states: torch.Tensor, stored_dtype: str) -> Values:
     return _on_host(stored.view(torch.uint16) if stored_dtype == "bfloat16" else stored).numpy()
 
 
-def _on_host(values: torch.Tensor) -> torch.Tensor:
+def _on_host(values: "torch.Tensor") -> "torch.Tensor":
     """The values in host memory; from a GPU through pinned memory and on the stream in use, so that other streams go on."""
     if values.device.type != "cuda":
         return values.cpu()
+    import torch
+
     pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
     torch.cuda.current_stream(values.device).synchronize()
     return pinned
 
 
-def to_torch(values: Values, stored_dtype: str) -> torch.Tensor:
+def to_torch(values: Values, stored_dtype: str) -> "torch.Tensor":
     """Stored hidden states in the precision they are kept in; the tensor and the array are one memory."""
+    import torch
+
     tensor = torch.from_numpy(values)
     return tensor.view(torch.bfloat16) if stored_dtype == "bfloat16" else tensor
 

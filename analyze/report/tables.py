@@ -1,6 +1,7 @@
 """The numbers of a report as Parquet: one long table for each analysis, an interval a row.
 
-Wide tables, a column for each score, were rejected: whoever joins several runs wants rows that stack.
+Wide tables, a column for each score, were rejected: whoever joins several runs wants rows that stack. The same tables over all
+runs of a store are what SQL is asked of (analyze.views), so their columns have the same types whether they hold rows or none.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,45 +9,70 @@ from collections.abc import Iterable, Iterator, Sequence
 import pyarrow as pa
 
 from analyze.geometry import GeometryResult
+from analyze.multilabel import MultiLabelResult
 from analyze.persistence import PersistenceResult
 from analyze.probes import ProbeResult
 from analyze.prompting import PromptingResult
 from analyze.scores import Interval
 from analyze.transfer import TransferResult
+from analyze.valued import ValueResult
 from analyze.zeroshot import ZeroShotResult
 
 Row = dict[str, str | int | float | None]
 
+_COUNTS = frozenset(("layer", "n", "offset"))
+_NUMBERS = frozenset(("value", "low", "high", "chance", "p_value"))
 
-def probe_table(probes: Iterable[ProbeResult]) -> pa.Table:
-    """run_id, site, kind, layer, metric, label (null for all), value, low, high, chance, n."""
-    return pa.Table.from_pylist([row for probe in probes for row in _probe_rows(probe)])
+
+def probe_table(probes: Iterable[ProbeResult | MultiLabelResult | ValueResult]) -> pa.Table:
+    """run_id, site, kind, label_column (what was read), layer, metric, label (null for all), value, low, high, chance (null
+    where there is none), n."""
+    columns = "run_id site kind label_column layer metric label value low high chance n"
+    return _table(columns, (row for probe in probes for row in _rows_of_any(probe)))
 
 
 def persistence_table(persistence: Iterable[PersistenceResult]) -> pa.Table:
     """run_id, continued_run_id, site, layer, kind, reader, label, offset (null for all), metric, value, low, high, n."""
-    return pa.Table.from_pylist([row for result in persistence for row in _persistence_rows(result)])
+    columns = "run_id continued_run_id site layer kind reader label offset metric value low high n"
+    return _table(columns, (row for result in persistence for row in _persistence_rows(result)))
 
 
 def geometry_table(geometries: Iterable[GeometryResult]) -> pa.Table:
     """run_id, site, layer, metric, label, other (null where there is none), value, low, high, p_value, n."""
-    return pa.Table.from_pylist([row for result in geometries for row in _geometry_rows(result)])
+    columns = "run_id site layer metric label other value low high p_value n"
+    return _table(columns, (row for result in geometries for row in _geometry_rows(result)))
 
 
 def transfer_table(transfers: Iterable[TransferResult]) -> pa.Table:
     """run_id, site, kind, layer, train, test, metric, value, low, high, n."""
-    return pa.Table.from_pylist([row for result in transfers for row in _transfer_rows(result)])
+    columns = "run_id site kind layer train test metric value low high n"
+    return _table(columns, (row for result in transfers for row in _transfer_rows(result)))
 
 
 def zero_shot_table(zero_shots: Iterable[ZeroShotResult]) -> pa.Table:
     """run_id, asked_run_id, metric, label (null for all), value, low, high, chance, n."""
-    return pa.Table.from_pylist([row for result in zero_shots for row in _zero_shot_rows(result)])
+    columns = "run_id asked_run_id metric label value low high chance n"
+    return _table(columns, (row for result in zero_shots for row in _zero_shot_rows(result)))
 
 
 def prompting_table(promptings: Iterable[PromptingResult]) -> pa.Table:
-    """run_id, site, layer, start (what it is held against, or null), condition, offset, metric, label, value, low, high, "
-    "p_value, n."""
-    return pa.Table.from_pylist([row for result in promptings for row in _prompting_rows(result)])
+    """run_id, site, layer, start (what it is held against, or null), condition, offset, metric, label, value, low, high,
+    p_value, n."""
+    columns = "run_id site layer start condition offset metric label value low high p_value n"
+    return _table(columns, (row for result in promptings for row in _prompting_rows(result)))
+
+
+def _table(columns: str, rows: Iterable[Row]) -> pa.Table:
+    names = columns.split()
+    kept = list(rows)
+    assert all(row.keys() <= set(names) for row in kept), "a table has a column for everything that a row says"
+    return pa.Table.from_pylist(kept, schema=pa.schema([(name, _type(name)) for name in names]))
+
+
+def _type(column: str) -> pa.DataType:
+    if column in _COUNTS:
+        return pa.int64()
+    return pa.float64() if column in _NUMBERS else pa.string()
 
 
 def _span(interval: Interval | None) -> Row:
@@ -55,8 +81,20 @@ def _span(interval: Interval | None) -> Row:
     return {"value": interval.value, "low": interval.low, "high": interval.high}
 
 
+def _rows_of_any(probe: ProbeResult | MultiLabelResult | ValueResult) -> Iterator[Row]:
+    spec = probe.spec
+    base: Row = {"run_id": probe.run_id, "site": probe.site, "kind": spec.kind, "label_column": spec.column, "n": probe.n_test}
+    match probe:
+        case ProbeResult():
+            rows = _probe_rows(probe)
+        case MultiLabelResult():
+            rows = _set_rows(probe)
+        case ValueResult():
+            rows = _value_rows(probe)
+    return (base | row for row in rows)
+
+
 def _probe_rows(probe: ProbeResult) -> Iterator[Row]:
-    base: Row = {"run_id": probe.run_id, "site": probe.site, "kind": probe.kind}
     for entry in probe.layers:
         scores: Sequence[tuple[str, str | None, Interval | None]] = (
             ("accuracy", None, entry.test.accuracy),
@@ -72,8 +110,40 @@ def _probe_rows(probe: ProbeResult) -> Iterator[Row]:
             ("affect_auroc", None, None if entry.affect is None else entry.affect.auroc),
         )
         for metric, label, interval in scores:
-            more: Row = {"chance": probe.chance, "n": probe.n_test}
-            yield base | {"layer": entry.layer, "metric": metric, "label": label} | _span(interval) | more
+            row: Row = {"layer": entry.layer, "metric": metric, "label": label, "chance": probe.chance}
+            yield row | _span(interval)
+
+
+def _set_rows(probe: MultiLabelResult) -> Iterator[Row]:
+    for entry in probe.layers:
+        scores: Sequence[tuple[str, str | None, Interval]] = (
+            ("auroc", None, entry.test.auroc),
+            *(("auroc", label, area) for label, area in zip(probe.classes, entry.test.label_auroc, strict=True)),
+            ("macro_f1", None, entry.test.macro_f1),
+            *(("f1", label, score) for label, score in zip(probe.classes, entry.test.label_f1, strict=True)),
+            ("micro_f1", None, entry.test.micro_f1),
+            ("exact", None, entry.test.exact),
+            ("shuffled_auroc", None, entry.control.auroc),
+            ("shuffled_macro_f1", None, entry.control.macro_f1),
+            ("shuffled_micro_f1", None, entry.control.micro_f1),
+            ("shuffled_exact", None, entry.control.exact),
+        )
+        for metric, label, interval in scores:
+            row: Row = {"layer": entry.layer, "metric": metric, "label": label}
+            yield row | {"chance": probe.chance if metric.endswith("exact") else None} | _span(interval)
+
+
+def _value_rows(probe: ValueResult) -> Iterator[Row]:
+    for entry in probe.layers:
+        scores = (
+            ("r2", entry.test.r2),
+            ("correlation", entry.test.correlation),
+            ("shuffled_r2", entry.control.r2),
+            ("shuffled_correlation", entry.control.correlation),
+        )
+        for metric, interval in scores:
+            row: Row = {"layer": entry.layer, "metric": metric, "label": None, "chance": None}
+            yield row | _span(interval)
 
 
 def _persistence_rows(result: PersistenceResult) -> Iterator[Row]:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from analyze.dataset import StreamedStates
 from analyze.query import Run
-from analyze.streaming import Batch, StreamedStates
+from analyze.streaming import Batch
 from tests.analyze.conftest import Plant
 from tests.counting import counted
 

@@ -1,0 +1,53 @@
+"""A DuckDB that sees the tables it is given and nothing else.
+
+It opens no file and no socket, reads no variable of the Python around it, loads no extension, spills nothing to disk, and none
+of that can be set otherwise. A list of forbidden words was rejected: what the engine cannot do needs no list.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import duckdb
+import pyarrow as pa
+
+MEMORY = "4GB"
+"""What a query may take beside its tables, unless somebody says otherwise."""
+
+_SEALED: dict[str, str | bool | int | float | list[str]] = {
+    "enable_external_access": "false",
+    "autoload_known_extensions": "false",
+    "autoinstall_known_extensions": "false",
+    "python_enable_replacements": "false",
+    "temp_directory": "",
+}
+
+
+@contextmanager
+def sealed(tables: Mapping[str, pa.Table], memory: str = MEMORY) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection to a database in memory that holds these tables.
+
+    Args:
+        memory: most that a query may take, such as `4GB`.
+
+    Raises:
+        ValueError: that is no amount of memory, or a column is of a type that DuckDB does not know.
+    """
+    try:
+        connection = duckdb.connect(config=_SEALED | {"memory_limit": memory})
+    except duckdb.Error as error:
+        raise ValueError(f"cannot give a query {memory!r} of memory: {first_line(error)}; say it as in {MEMORY}") from error
+    with connection:
+        for name, table in tables.items():
+            try:
+                connection.register(name, table)
+            except duckdb.Error as error:
+                kinds = ", ".join(f"{field.name} {field.type}" for field in table.schema)
+                raise ValueError(f"SQL cannot read the table {name} ({kinds}): {first_line(error)}") from error
+        connection.execute("SET lock_configuration = true")
+        yield connection
+
+
+def first_line(error: Exception) -> str:
+    """What DuckDB says, without the hints and the quotation below it."""
+    line = str(error).strip().partition("\n")[0]
+    return line or type(error).__name__

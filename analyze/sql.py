@@ -1,0 +1,131 @@
+"""SQL over a store: one SELECT statement over the tables of analyze.views, of which only those are read that it names.
+
+The statement runs in a DuckDB that sees nothing else (analyze.sealed), within a time and a memory, and its rows come as they
+are made, so that whoever shows fifty never holds a million. Returning one table was rejected for that: a join without a
+condition would fill the memory before anybody could count its rows.
+"""
+
+import itertools
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import duckdb
+import pyarrow as pa
+
+from analyze.query import Store
+from analyze.sealed import MEMORY, first_line, sealed
+from analyze.statement import tables_of
+from analyze.views import VIEWS
+
+TIMEOUT_S = 60.0
+"""Seconds a statement may take, once its tables are read."""
+
+_ROWS_AT_ONCE = 8192
+_CHANGED_BY_ARROW = re.compile(r"\b(UHUGEINT|BIGNUM|BIT|TIME WITH TIME ZONE)\b")  # 2^128 - 1 would come out as -1
+_S_BETWEEN_INTERRUPTS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a statement gives, to be read while it is open."""
+
+    schema: pa.Schema
+    """Its columns; of those that are called alike, the later ones have a number behind the name."""
+    batches: Iterator[pa.RecordBatch]
+    """Its rows, as they are made."""
+
+    def table(self) -> pa.Table:
+        """All rows that are left."""
+        return pa.Table.from_batches(self.batches, self.schema)
+
+
+@contextmanager
+def answer(store: Store, sql: str, *, timeout_s: float = TIMEOUT_S, memory: str = MEMORY) -> Iterator[Answer]:
+    """Run a SELECT statement over a store.
+
+    Args:
+        sql: one SELECT over the tables of analyze.views.VIEWS.
+        timeout_s: seconds it may take, once its tables are read.
+        memory: what it may take beside its tables, such as `4GB`.
+
+    Raises:
+        ValueError: it is not one SELECT statement over these tables, or what it reads is damaged.
+        TimeoutError: it takes longer.
+        RuntimeError: it takes more memory.
+    """
+    with sealed({}) as parser:
+        names = tables_of(parser, sql, VIEWS)
+    tables = {name: VIEWS[name].read(store) for name in sorted(names)}
+    with sealed(tables, memory) as connection, _stopped_after(timeout_s, connection):
+        with _told(tables, timeout_s, memory):
+            relation = connection.sql(sql)
+            _check_types(relation)
+            reader = relation.to_arrow_reader(_ROWS_AT_ONCE)
+        schema = _distinct(reader.schema)
+        yield Answer(schema, _batches(reader, schema, tables, timeout_s, memory))
+
+
+def _batches(
+    reader: pa.RecordBatchReader, schema: pa.Schema, tables: Mapping[str, pa.Table], timeout_s: float, memory: str
+) -> Iterator[pa.RecordBatch]:
+    while True:
+        with _told(tables, timeout_s, memory):
+            try:
+                batch = reader.read_next_batch()
+            except StopIteration:
+                return
+        yield batch.rename_columns(schema.names)
+
+
+def _check_types(relation: duckdb.DuckDBPyRelation) -> None:
+    for name, kind in zip(relation.columns, map(str, relation.types), strict=True):
+        if _CHANGED_BY_ARROW.search(kind):
+            raise ValueError(f"column {name!r} is of type {kind}, which does not leave SQL unchanged; cast it to VARCHAR")
+
+
+def _distinct(schema: pa.Schema) -> pa.Schema:
+    """The columns with names of their own; `SELECT a.*, b.*` gives run_id twice."""
+    names: list[str] = []
+    for name in schema.names:
+        others = (f"{name}_{number}" for number in itertools.count(1))
+        names.append(next(each for each in others if each not in {*names, *schema.names}) if name in names else name)
+    return pa.schema([field.with_name(name) for field, name in zip(schema, names, strict=True)])
+
+
+@contextmanager
+def _stopped_after(timeout_s: float, connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Interrupt what runs on a connection after a time, again and again: one that falls between two steps is lost."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        if not ended.wait(min(timeout_s, threading.TIMEOUT_MAX)):
+            while not ended.wait(_S_BETWEEN_INTERRUPTS):
+                connection.interrupt()
+
+    watcher = threading.Thread(target=watch, name="query timeout", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+@contextmanager
+def _told(tables: Mapping[str, pa.Table], timeout_s: float, memory: str) -> Iterator[None]:
+    """Say what DuckDB says, in one sentence with a remedy."""
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException, OSError, RuntimeError) as error:
+        message = re.sub(r"^[A-Z][A-Za-z ]* Error: ", "", first_line(error))
+        if isinstance(error, duckdb.InterruptException) or "INTERRUPT Error" in str(error):
+            raise TimeoutError(
+                f"the query takes longer than {timeout_s:g} seconds; ask for less, or raise --timeout"
+            ) from error
+        if isinstance(error, duckdb.OutOfMemoryException) or "Out of Memory Error" in str(error):
+            raise RuntimeError(f"the query takes more memory than {memory}; ask for less, or raise --memory") from error
+        columns = "; ".join(f"{name}: {', '.join(table.column_names)}" for name, table in tables.items())
+        raise ValueError(f"cannot answer this SQL: {message}" + (f" (columns of {columns})" if columns else "")) from error
