@@ -290,8 +290,8 @@ class _Readings:
     def _read_words(self, index: int, train: NDArray[np.int64], test: NDArray[np.int64]) -> Floats:
         assert self._replies is not None
         n_words = self._offsets[index]
-        if not n_words:  # nothing is said yet
-            return np.tile(np.bincount(self._truth_N[train], minlength=self._n_emotions) / len(train), (len(test), 1))
+        if not n_words:  # nothing is said yet; the shares of labels in a fold would tell what is left for the others
+            return np.full((len(test), self._n_emotions), 1 / self._n_emotions)
         fitted_on, held_out = ([self._replies[row][:n_words] for row in rows.tolist()] for rows in (train, test))
         bag = TfidfVectorizer(analyzer=_as_they_are, sublinear_tf=True)
         reader = make_pipeline(bag, LogisticRegression(C=_WORDS_C, max_iter=1000)).fit(fitted_on, self._truth_N[train])
