@@ -33,8 +33,8 @@ class Quiet:
 
     contents: Contents
     """What it stored."""
-    seconds: float
-    """How long it took."""
+    receipts: tuple[Path, ...]
+    """Its receipts, one for each shard."""
 
 
 def command(corpus: Path, store: Path, *more: str) -> list[str | Path]:
@@ -47,31 +47,30 @@ def command(corpus: Path, store: Path, *more: str) -> list[str | Path]:
 def quiet(goemotions: Path, tmp_path_factory: pytest.TempPathFactory) -> Quiet:
     """The same extraction in one process, without Ray."""
     store = tmp_path_factory.mktemp("quiet") / "store"
-    began = time.monotonic()
     subprocess.run(command(goemotions / "test.parquet", store), check=True, capture_output=True)
-    return Quiet(read_around(local_objects(store)), time.monotonic() - began)
+    return Quiet(read_around(local_objects(store)), tuple(store.glob("runs/*/receipts/*.json")))
 
 
 class Faults:
     """What is done to a cluster and to the driver while a run goes on."""
 
     def __init__(
-        self, cluster: RayCluster, launch: Callable[[], "subprocess.Popen[bytes]"], seed: int, kill_driver_at: float
+        self, cluster: RayCluster, launch: Callable[[], "subprocess.Popen[bytes]"], seed: int, half_done: Callable[[], bool]
     ) -> None:
         self._cluster = cluster
         self._launch = launch
         self._chance = np.random.default_rng(seed)
-        self._kill_driver_at = kill_driver_at
+        self._half_done = half_done
         self.counts = {"worker": 0, "raylet": 0, "node": 0, "driver": 0}
         """What was killed, and how often."""
 
     def until_done(self) -> "subprocess.Popen[bytes]":
         """Disturb the run until a driver ends by itself."""
-        driver, began, last = self._launch(), time.monotonic(), time.monotonic()
+        driver, last = self._launch(), time.monotonic()
         while driver.poll() is None:
             time.sleep(0.5)
             present = time.monotonic()
-            if not self.counts["driver"] and present - began > self._kill_driver_at:
+            if not self.counts["driver"] and self._half_done():
                 driver.kill()
                 driver.wait()
                 self.counts["driver"] += 1
@@ -110,7 +109,10 @@ def test_a_run_disturbed_every_20_s_equals_a_quiet_one(
             with (tmp_path / "out").open("w") as out, said.open("a") as err:
                 return subprocess.Popen(words, env=environment, stdout=out, stderr=err)
 
-        faults = Faults(cluster, launch, seed, kill_driver_at=quiet.seconds / 2)
+        def half_done() -> bool:
+            return len(list(store.glob("runs/*/receipts/*.json"))) > len(quiet.receipts) / 2
+
+        faults = Faults(cluster, launch, seed, half_done)
         driver = faults.until_done()
         assert driver.returncode == 0, said.read_text()
         n_computed = cluster.n_computed()
