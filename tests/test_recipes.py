@@ -252,6 +252,11 @@ def test_javascript_refuses_what_is_damaged_missing_or_not_there(kitchen: Kitche
     victim.write_bytes(whole[:7] + bytes([whole[7] ^ 1]) + whole[8:])
     assert f"{victim.relative_to(root)} is damaged" in in_javascript(node, run, "resid.last", 12).stderr
     assert in_javascript(node, run, "resid.last", 8).returncode == 0
+    (table,) = root.glob("tables/*/utterances.parquet")
+    kept = table.read_bytes()
+    table.write_bytes(kept[:-9] + bytes([kept[-9] ^ 1]) + kept[-8:])
+    assert "utterances.parquet is damaged" in in_javascript(node, run, "resid.last", 8).stderr
+    table.write_bytes(kept)
     victim.unlink()
     assert "no such file" in in_javascript(node, run, "resid.last", 12).stderr
     assert run.stored.void(1, 1, "to see it missing")
