@@ -120,7 +120,6 @@ def _told(tables: Mapping[str, pa.Table], timeout_s: float, memory: str) -> Iter
     try:
         yield
     except (duckdb.Error, pa.ArrowException, OSError, RuntimeError) as error:
-        message = re.sub(r"^[A-Z][A-Za-z ]* Error: ", "", first_line(error))
         if isinstance(error, duckdb.InterruptException) or "INTERRUPT Error" in str(error):
             raise TimeoutError(
                 f"the query takes longer than {timeout_s:g} seconds; ask for less, or raise --timeout"
@@ -128,4 +127,6 @@ def _told(tables: Mapping[str, pa.Table], timeout_s: float, memory: str) -> Iter
         if isinstance(error, duckdb.OutOfMemoryException) or "Out of Memory Error" in str(error):
             raise RuntimeError(f"the query takes more memory than {memory}; ask for less, or raise --memory") from error
         columns = "; ".join(f"{name}: {', '.join(table.column_names)}" for name, table in tables.items())
-        raise ValueError(f"cannot answer this SQL: {message}" + (f" (columns of {columns})" if columns else "")) from error
+        raise ValueError(
+            f"cannot answer this SQL: {first_line(error)}" + (f" (columns of {columns})" if columns else "")
+        ) from error

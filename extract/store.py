@@ -124,11 +124,13 @@ class Store:
             ValueError: none or more than one starts so; the message names the choices.
         """
         found = [run_id for run_id in self.run_ids() if run_id.startswith(prefix)]
-        if len(found) != 1 or not prefix:
-            choices = ", ".join(found or self.run_ids()) or "none yet"
-            problem = f"{len(found)} runs start with {prefix!r}" if found else f"no run starts with {prefix!r}"
-            raise ValueError(f"{problem} in {self.location}; runs: {choices}")
-        return found[0]
+        if len(found) == 1 and prefix:
+            return found[0]
+        choices = ", ".join(found or self.run_ids()) or "none yet"
+        if not prefix:
+            raise ValueError(f"say which run of {self.location} by its id, or by how that begins; runs: {choices}")
+        problem = f"{len(found)} runs start with {prefix!r}" if found else f"no run starts with {prefix!r}"
+        raise ValueError(f"{problem} in {self.location}; runs: {choices}")
 
     def runs(self) -> list[StoredRun]:
         """All runs, by id.

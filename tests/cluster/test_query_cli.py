@@ -1,12 +1,16 @@
 """affectome query as a user types it, and docs/query.md as it is written, on runs of real, tiny models."""
 
+import itertools
 import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner, Result
@@ -15,9 +19,11 @@ from analyze.query import Store, open_store
 from analyze.sealed import MEMORY
 from analyze.sql import TIMEOUT_S, answer
 from analyze.views import VIEWS
-from cluster.cli import app
+from cluster.cli import app, main
 from cluster.commands.query import DEFAULT_MEMORY, DEFAULT_TIMEOUT_S
 from extract.models import Model
+from extract.store import Store as StoredRuns
+from tests.planted import IDENTITY, manifest_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "query.md"
 
@@ -143,6 +149,82 @@ def test_wrong_use_is_refused_in_one_sentence_that_names_the_choices(store: str,
     slow = typed(store, "SELECT count(*) FROM range(10000000) a, range(10000000) b", "--timeout", "0.2")
     assert isinstance(slow.exception, TimeoutError)
     assert list(tmp_path.iterdir()) == []
+
+
+_RUN_TABLES = ", ".join(VIEWS)
+_UTTERANCES = "row, utterance_id, text, label, split, marks, n_tokens"
+_NO_COLOUR = """there is no column "colour" (text stands in single quotes: 'colour')"""
+
+
+@pytest.mark.parametrize(
+    ("chosen", "sentence"),
+    [
+        ({"where": "colour = 1"}, f"cannot use where='colour = 1': {_NO_COLOUR} (columns: {_UTTERANCES})"),
+        ({"where": "label = = 1"}, f"cannot use where='label = = 1': syntax error at or near \"=\" (columns: {_UTTERANCES})"),
+        ({"layer": 9}, "run RUN does not hold layer 9 of resid.last; it holds 0 to 2"),
+        ({"site": "resid.first"}, "run RUN does not hold resid.first; it holds resid.last, resid.mean"),
+        ({"run": "zz"}, "no run starts with 'zz' in STORE; runs: RUNS"),
+        ({"run": ""}, "say which run of STORE by its id, or by how that begins; runs: RUNS"),
+        (
+            {"sql": "SELECT colour FROM utterances"},
+            f"cannot answer this SQL: {_NO_COLOUR} (columns of utterances: run_id, ROW)",
+        ),
+        ({"sql": "SELECT 1 + FROM runs"}, 'cannot read this SQL: syntax error at or near "FROM" (line 1, character 12)'),
+        ({"sql": "FROM utterance"}, f"there is no table 'utterance' in a store; choose from {_RUN_TABLES}"),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_the_choices_in_python_and_on_the_command_line(
+    store: str,
+    run_id: str,
+    chosen: dict[str, Any],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runs = ", ".join(run.run_id for run in open_store(store).runs())
+    for name, value in (("RUNS", runs), ("RUN ", f"{run_id} "), ("STORE", store), ("ROW", _UTTERANCES)):
+        sentence = sentence.replace(name, value)
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        in_python(store, **{"run": run_id, **chosen})
+    options = {"run": run_id, "layer": 1, **chosen}
+    arguments = [chosen["sql"]] if "sql" in chosen else [f"--{name}={value}" for name, value in options.items()]
+    assert on_command_line(monkeypatch, store, *arguments) == 2
+    assert capsys.readouterr().err.splitlines() == [f"error: {sentence}"]
+
+
+def test_runs_that_begin_alike_are_named_in_python_and_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    identities = [replace(IDENTITY, template=str(number)) for number in range(17)]  # two of them share one of 16 digits
+    alike = next(pair for pair in itertools.combinations(identities, 2) if pair[0].run_id[0] == pair[1].run_id[0])
+    stored = StoredRuns.open(str(tmp_path), create=True)
+    table = pa.table({"row": [0]})
+    for identity in alike:
+        stored.create_run(manifest_of(identity, 1, 2, 1), {"utterances": table, "tokens": table})
+    prefix, runs = alike[0].run_id[0], ", ".join(sorted(identity.run_id for identity in alike))
+    sentence = f"2 runs start with '{prefix}' in {tmp_path}; runs: {runs}"
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        in_python(str(tmp_path), prefix)
+    assert on_command_line(monkeypatch, str(tmp_path), f"--run={prefix}", "--layer=1") == 2
+    assert capsys.readouterr().err.splitlines() == [f"error: {sentence}"]
+
+
+def in_python(
+    store: str, run: str, site: str = "resid.last", layer: int = 1, where: str | None = None, sql: str | None = None
+) -> None:
+    if sql is None:
+        open_store(store).run(run).hidden(site, layer, where)
+    else:
+        with answer(open_store(store), sql) as found:
+            found.table()
+
+
+def on_command_line(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
+    """The exit code."""
+    monkeypatch.setattr("sys.argv", ["affectome", "query", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
 
 
 def recipes() -> list[str]:
