@@ -100,6 +100,49 @@ def test_offsets_are_an_axis_in_every_format(plant: Plant, tmp_path: Path) -> No
     assert states.provenance["offsets"] == [0, 1, 4]
 
 
+@pytest.mark.parametrize("where", [None, "row > 3", "row < 0"])
+def test_several_layers_are_an_axis_or_a_column_each(known: Known, where: str | None, tmp_path: Path) -> None:
+    states, rows = Slice.of(known.run, "resid.last", (0, 1), where), known.run.utterances(where)["row"].to_numpy()
+    expected = known.hidden[:, rows]
+    for suffix in SLICES:
+        assert write_slice(states, tmp_path / f"x{suffix}") == expected.shape
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), expected)
+    table = pyarrow.parquet.read_table(tmp_path / "x.parquet")
+    for layer in (0, 1):
+        kept = np.array(table[f"hidden_{layer}"].to_pylist(), np.float32).reshape(-1, WIDTH)
+        np.testing.assert_array_equal(kept, expected[layer])
+    tensors = safetensors.torch.load_file(tmp_path / "x.safetensors")
+    np.testing.assert_array_equal(tensors["hidden"].float().numpy(), expected)
+    assert tensors["row"].tolist() == rows.tolist()
+    assert json.loads(table.schema.metadata[b"affectome"])["layers"] == [0, 1]
+
+
+def test_pieces_are_as_large_as_memory_allows_and_leave_no_row_out(
+    plant: Plant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = [3, 1, 2, 4, 1, 1, 2]
+    hidden = np.random.default_rng(0).standard_normal((2, sum(lengths), 2)).astype(np.float32)
+    run = plant(hidden, {}, lengths=lengths, rows_per_shard=2)
+    whole = Slice.of(run, "resid.all", (0, 1))
+    write_slice(whole, tmp_path / "x.parquet")
+    monkeypatch.setattr("analyze.exporting._GROUP_BYTES", 64)  # two rows of the mean length
+    write_slice(whole, tmp_path / "y.parquet")
+    assert pyarrow.parquet.ParquetFile(tmp_path / "x.parquet").num_row_groups == 1
+    assert pyarrow.parquet.ParquetFile(tmp_path / "y.parquet").num_row_groups == 4
+    assert pyarrow.parquet.read_table(tmp_path / "y.parquet").equals(pyarrow.parquet.read_table(tmp_path / "x.parquet"))
+    write_slice(whole, tmp_path / "x.safetensors")
+    tensors = safetensors.torch.load_file(tmp_path / "x.safetensors")
+    np.testing.assert_array_equal(tensors["hidden"].numpy(), hidden)
+    assert tensors["row_offsets"].tolist() == [0, *itertools.accumulate(lengths)]
+
+
+def test_a_layer_that_is_not_there_is_refused_with_those_that_are(plant: Plant, tmp_path: Path) -> None:
+    run = plant(np.zeros((2, 3, 2), np.float32), {}, layers=(3, 8))
+    with pytest.raises(ValueError, match=r"does not hold layer 5 of resid\.last; it holds 3, 8"):
+        write_slice(Slice.of(run, "resid.last", (3, 5)), tmp_path / "x.npy")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("where", [None, "row % 2 = 1", "row < 0"])
 def test_of_every_token_each_utterance_keeps_its_own_number(plant: Plant, tmp_path: Path, where: str | None) -> None:
     lengths = [2, 1, 4, 3, 1]
