@@ -32,7 +32,9 @@ from extract.sites import Site
 
 ANSWERS = (".parquet", ".csv", ".json")
 """What the name of a file with an answer may end in."""
-SLICES = (".npy", ".parquet", ".safetensors")
+DATASET = ".dataset"
+"""What the name of a directory with a dataset of Hugging Face's ends in."""
+SLICES = (".npy", ".parquet", ".safetensors", DATASET)
 """What the name of a file with states may end in."""
 
 HIDDEN = "hidden"
@@ -53,6 +55,8 @@ def target(out: str, suffixes: Sequence[str], store: Objects) -> Path:
         raise ValueError(f"cannot tell what to write to {out!r}; let its name end in {', '.join(suffixes)}")
     if "://" in out or not path.parent.is_dir():
         raise ValueError(f"there is no directory {path.parent} on this machine; make it first, or write to another")
+    if path.suffix.lower() == DATASET and path.exists():
+        raise ValueError(f"there is something at {path} already; remove it, or give another name")
     if path.is_dir():
         raise ValueError(f"{path} is a directory; give a name in it")
     if isinstance(store, LocalObjects) and path.resolve().is_relative_to(store.root.resolve()):
@@ -266,13 +270,18 @@ class Slice:
 
 
 def write_slice(states: Slice, path: Path) -> tuple[int, ...]:
-    """Write states as .npy, .parquet or .safetensors, and say of which shape they are.
+    """Write states as .npy, .parquet, .safetensors or .dataset, and say of which shape they are.
 
-    No more is in memory than one layer, or for .parquet some groups of rows.
+    No more is in memory than one layer, or a piece of 64 MiB for formats that have a row for each utterance.
 
     Raises:
         ValueError: as from Run.hidden; or the format cannot hold them.
     """
+    if path.suffix.lower() == DATASET:
+        from analyze.hub_dataset import write_dataset  # which builds on this
+
+        write_dataset(states, path)
+        return states.explain().shape
     write = {".npy": _slice_npy, ".parquet": _slice_parquet, ".safetensors": _slice_safetensors}[path.suffix.lower()]
     shape = states.explain().shape
     with durable.replacing(path) as file:

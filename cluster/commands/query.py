@@ -52,7 +52,9 @@ def query(
     ] = None,
     out: Annotated[
         str | None,
-        typer.Option("--out", help="Write it all here: .parquet, .csv or .json; of states .npy, .parquet or .safetensors."),
+        typer.Option(
+            "--out", help="Write it all here: .parquet, .csv or .json; of states .npy, .parquet, .safetensors or .dataset."
+        ),
     ] = None,
     limit: Annotated[
         int | None,
@@ -185,7 +187,7 @@ def _show(states: "Slice", n_shown: int, as_json: bool) -> None:
         exact=True,
     )
     if n_rows > shown.rows.num_rows:
-        note(f"these are the first {shown.rows.num_rows:,}; --out FILE.npy, .parquet or .safetensors keeps all")
+        note(f"these are the first {shown.rows.num_rows:,}; --out FILE.npy, .parquet, .safetensors or .dataset keeps all")
 
 
 def _title(states: "Slice", size: str) -> str:

@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from analyze.exporting import ANSWERS, SLICES, Slice, target, write_answer, write_slice
+from analyze.exporting import ANSWERS, DATASET, SLICES, Slice, target, write_answer, write_slice
 from analyze.query import Run, open_store
 from analyze.sql import answer
 from tests.analyze.conftest import Columns, Plant
 
 N_ROWS, WIDTH = 23, 3
+FILES = tuple(suffix for suffix in SLICES if suffix != DATASET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def test_every_format_holds_the_states_of_the_condition_in_corpus_order(
     states = Slice.of(known.run, "resid.last", 1, where)
     utterances = known.run.utterances(where)
     expected = known.hidden[1][utterances["row"].to_numpy()]
-    for suffix in SLICES:
+    for suffix in FILES:
         (tmp_path / suffix).mkdir()
     array = np.load(written(states, tmp_path / ".npy" / "x.npy"), allow_pickle=False)
     assert array.dtype == np.float32
@@ -104,7 +105,7 @@ def test_offsets_are_an_axis_in_every_format(plant: Plant, tmp_path: Path) -> No
 def test_several_layers_are_an_axis_or_a_column_each(known: Known, where: str | None, tmp_path: Path) -> None:
     states, rows = Slice.of(known.run, "resid.last", (0, 1), where), known.run.utterances(where)["row"].to_numpy()
     expected = known.hidden[:, rows]
-    for suffix in SLICES:
+    for suffix in FILES:
         assert write_slice(states, tmp_path / f"x{suffix}") == expected.shape
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), expected)
     table = pyarrow.parquet.read_table(tmp_path / "x.parquet")
@@ -273,12 +274,14 @@ def test_an_answer_that_fails_half_way_leaves_what_was_there(run: Run, tmp_path:
 def test_a_place_that_cannot_be_written_to_is_refused_with_the_choices(run: Run, tmp_path: Path) -> None:
     objects = open_store(run.stored.store_location).stored.objects
     for name, said in (
-        ("x.txt", "let its name end in .npy, .parquet, .safetensors"),
+        ("x.txt", "let its name end in .npy, .parquet, .safetensors, .dataset"),
         ("x", "let its name end in"),
         ("none/x.npy", f"no directory {tmp_path / 'none'}"),
         ("d.npy", "is a directory"),
+        ("d.dataset", "there is something at .* already"),
     ):
-        (tmp_path / "d.npy").mkdir(exist_ok=True)
+        for suffix in FILES[0], DATASET:
+            (tmp_path / f"d{suffix}").mkdir(exist_ok=True)
         with pytest.raises(ValueError, match=said):
             target(str(tmp_path / name), SLICES, objects)
     for inside in ("affectome.json", "runs/../x.json"):

@@ -166,7 +166,9 @@ def test_wrong_use_is_refused_in_one_sentence_that_names_the_choices(store: str,
     assert "no run starts with 'zz'" in refusal(store, "--run", "zz", "--layer", "1")
     assert "(columns: row, utterance_id, text" in refusal(store, "--run", run_id, "--layer", "1", "--where", "colour = 1")
     assert "let its name end in .parquet, .csv, .json" in refusal(store, "FROM runs", "--out", tmp_path / "x.npy")
-    assert "end in .npy, .parquet, .safetensors" in refusal(store, "--run", run_id, "--layer", "1", "--out", tmp_path / "x.csv")
+    assert "end in .npy, .parquet, .safetensors, .dataset" in refusal(
+        store, "--run", run_id, "--layer", "1", "--out", tmp_path / "x.csv"
+    )
     assert "there is no store" in refusal(tmp_path / "none", "FROM runs")
     slow = typed(store, "SELECT count(*) FROM range(10000000) a, range(10000000) b", "--timeout", "0.2")
     assert isinstance(slow.exception, TimeoutError)
