@@ -246,7 +246,7 @@ class Slice:
     @property
     def _numbers(self) -> NDArray[np.int64]:
         """The rows themselves: a condition may choose others the next time."""
-        return np.asarray(self.rows["row"].to_pylist(), np.int64)
+        return np.asarray(self.rows["row"].to_numpy(), np.int64)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -277,13 +277,13 @@ def write_slice(states: Slice, path: Path) -> tuple[int, ...]:
     Raises:
         ValueError: as from Run.hidden; or the format cannot hold them.
     """
+    shape = states.explain().shape
     if path.suffix.lower() == DATASET:
         from analyze.hub_dataset import write_dataset  # which builds on this
 
         write_dataset(states, path)
-        return states.explain().shape
+        return shape
     write = {".npy": _slice_npy, ".parquet": _slice_parquet, ".safetensors": _slice_safetensors}[path.suffix.lower()]
-    shape = states.explain().shape
     with durable.replacing(path) as file:
         write(states, file, shape)
     return shape

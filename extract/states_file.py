@@ -89,7 +89,8 @@ def _open_safetensors(path: Path, tensor: str) -> StatesFile:
         file = safe_open(path, framework="pt")  # numpy has no bfloat16
         names = sorted(file.keys())
         if tensor not in names:
-            raise ValueError(f"{path} has no tensor {tensor!r}; name one of {', '.join(names) or 'none'} with --tensor")
+            some = f"{', '.join(map(repr, names[:5]))}{', ...' * (len(names) > 5)}"
+            raise ValueError(f"{path} has no tensor {tensor!r}; name one of its {len(names)} with --tensor: {some}")
         part = file.get_slice(tensor)
         kind, lengths = part.get_dtype(), tuple(part.get_shape())
         said = (file.metadata() or {}).get("affectome", "")
@@ -125,7 +126,7 @@ def _said_layers(said: str, n_layers: int) -> tuple[int, ...] | None:
     try:
         meta = json.loads(said)
         layers = meta.get("layers", [meta.get("layer")])
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None
     fit = isinstance(layers, list) and len(layers) == n_layers and all(type(layer) is int for layer in layers)
     return tuple(layers) if fit else None

@@ -63,5 +63,4 @@ def import_(
 
 
 def _waiting(survey: "Survey") -> None:
-    others = ", ".join(other.who for other in survey.others)
-    note(f"the last shards are being done by {others}; waiting for them")
+    note(f"the last shards are being done by {survey.who}; waiting for them")

@@ -187,7 +187,6 @@ def _numbers(said: object) -> list[float]:
 )
 def test_what_needs_the_model_refuses_in_one_sentence(imported: tuple[str, str], analysis: tuple[str, ...]) -> None:
     store, run_id = imported
-    printed("probe", store, run_id)
     said = refusal(analysis[0], store, run_id, *analysis[1:])
     assert said.startswith(f"run {run_id} was imported; its model is not known here")
     assert len(open_store(store).runs()) == 1

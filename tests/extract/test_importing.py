@@ -192,7 +192,12 @@ def test_layers_are_those_the_file_names_or_as_they_are_asked_for(tmp_path: Path
     assert (run.manifest.identity.layers, run.manifest.n_layers) == ((3, 8, 9), 9)
     assert import_states(asked(three, 4, layers="3,8:10", n_layers=12), f"{place}2").manifest.n_layers == 12
     said = tmp_path / "said.safetensors"
-    for written, held in (({"layers": [4, 6, 7]}, (4, 6, 7)), ({"layers": [4]}, (0, 1, 2)), ({"layers": "4"}, (0, 1, 2))):
+    for written, held in (
+        ({"layers": [4, 6, 7]}, (4, 6, 7)),
+        ({"layers": [4]}, (0, 1, 2)),
+        ({"layers": "4"}, (0, 1, 2)),
+        ([], (0, 1, 2)),
+    ):
         safetensors.torch.save_file({"hidden": numbers((3, 4, 2))}, said, {"affectome": json.dumps(written)})
         assert plan_import(asked(said, 4), place).run.manifest.identity.layers == held
     for request, words in (
@@ -325,7 +330,7 @@ def test_what_is_no_file_of_states_is_refused_with_the_choices(tmp_path: Path) -
     for name, tensor, words in (
         ("x.npz", "hidden", r"must end in \.npy, \.safetensors"),
         ("none.npy", "hidden", "there is no file"),
-        ("x.safetensors", "hidden", "has no tensor 'hidden'; name one of a, b with --tensor"),
+        ("x.safetensors", "hidden", "has no tensor 'hidden'; name one of its 2 with --tensor: 'a', 'b'"),
         ("x.safetensors", "b", r"holds F64, which a store does not keep; save it anew with \.float\(\)"),
     ):
         with pytest.raises(ValueError, match=words):
