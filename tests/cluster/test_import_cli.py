@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from analyze.query import Run, open_store
 from cluster.cli import app
 from cluster.commands.importing import DEFAULT_TEMPLATE, DEFAULT_TENSOR
+from cluster.plans.holdings import Holdings
 from extract.importing import UNKNOWN
 from extract.models import Model
 from extract.states_file import TENSOR
@@ -225,3 +226,19 @@ def test_wrong_use_is_refused_in_one_sentence(extracted: tuple[Path, Run], tmp_p
 
 def test_the_command_says_what_the_library_says_where_nobody_does() -> None:
     assert (DEFAULT_TEMPLATE, DEFAULT_TENSOR) == (UNKNOWN, TENSOR)
+
+
+def test_it_is_compared_with_an_extracted_run_where_the_template_is_said_to_be_the_same(
+    extracted: tuple[Path, Run], imported: tuple[str, str], tmp_path: Path
+) -> None:
+    corpus, run = extracted
+    store, states = tmp_path / "store", Path(imported[0]).parent / "hidden.safetensors"
+    shutil.copytree(run.stored.store_location, store)
+    unsaid = printed(*command(store, states, corpus)).split()[-1]
+    assert "in different templates" in refusal("compare", store, run.run_id, unsaid)
+    said = printed(*command(store, states, corpus, "--template", "raw")).split()[-1]
+    page = Path(printed("compare", store, run.run_id, said, "--out", tmp_path / "out").split()[-1]).read_text()
+    assert re.search(r"layer (\d) and its layer \1 are most alike \(CKA 1\.00\)", page)
+    held = Holdings(str(store))
+    assert len(held.runs) == 3
+    assert held.labelled_alike(held.runs[0], held.runs[1])
