@@ -29,8 +29,8 @@ def write_dataset(states: Slice, path: Path) -> None:
         path: where nothing is yet.
 
     Raises:
-        ValueError: the library is not installed, no utterance is chosen, the library has no such type, something is there
-            already; or as from Run.hidden.
+        ValueError: the library is not installed, no utterance is chosen, the library has no such type; or as from Run.hidden.
+        OSError: something is there already.
     """
     try:
         from datasets import Dataset, DatasetInfo

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -135,6 +136,24 @@ def test_the_pages_python_imports_the_same_run(
     exec(program, names)  # noqa: S102 - the page's own example
     asked = ("--states", "hidden.npy", "--corpus", extracted[0], "--site", "resid.last", "--model", "OWNER/NAME")
     assert printed("import", "STORE", *asked, "--layers", "0:13").split()[-1] == names["run_id"]
+
+
+def test_the_pages_commands_bring_a_run_into_another_store(
+    extracted: tuple[Path, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = extracted[1]
+    section = PAGE.read_text().partition("## From affectome itself")[2].partition("## ")[0]
+    commands = [shlex.split(line) for line in section.splitlines() if line.startswith("affectome ")]
+    assert len(commands) == 3
+    monkeypatch.chdir(tmp_path)
+    for words in commands:
+        told = [word.replace("STORE", run.stored.store_location).replace("RUN", run.run_id) for word in words[1:]]
+        out = printed(*(told if words[2] == "STORE" else words[1:]))
+    again = open_store("OTHER").run(out.split()[-1])
+    np.testing.assert_array_equal(
+        again.hidden("resid.last", again.layers, dtype="stored"), run.hidden("resid.last", run.layers, dtype="stored")
+    )
+    assert again.utterances().drop_columns(["n_tokens"]).equals(run.utterances().drop_columns(["n_tokens"]))
 
 
 def test_an_imported_run_is_marked_wherever_runs_are_listed(imported: tuple[str, str], extracted: tuple[Path, Run]) -> None:
