@@ -36,8 +36,7 @@ from analyze.query import Run, open_store
 from extract.documents import Manifest, Receipt, StoredObject, now
 from extract.identity import Identity
 from extract.objects import LocalObjects
-from extract.request import DEFAULT_DATE
-from extract.run import rows_per_shard
+from extract.request import DEFAULT_DATE, rows_per_shard
 from extract.store import Store
 from extract.stored_run import StoredRun
 

@@ -134,17 +134,47 @@ def test_states_are_written_and_shown_as_the_run_holds_them(store: str, run_id: 
     assert "these are the first 2" in shown.stderr
 
 
+def test_several_layers_are_an_axis_or_a_column_each(store: str, run_id: str, tmp_path: Path) -> None:
+    expected = open_store(store).run(run_id).hidden("resid.last", (1, 2), "row < 6")
+    chosen = (store, "--run", run_id, "--where", "row < 6", "--layer")
+    assert "wrote 2 x 6 x 32 of 6 utterances" in printed(*chosen, "1:3", "--out", tmp_path / "x.npy").stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), expected)
+    assert "layers 1, 2: 2 x 6 x 32" in printed(*chosen, "1,2", "--limit", "1").stdout
+    said = json.loads(printed(*chosen, "2,1", "--json", "--limit", "3").stdout)
+    assert (said["layers"], said["shape"]) == ([1, 2], [2, 6, 32])
+    assert [(row["row"], row["layer"]) for row in said["rows"]] == [(row, layer) for row in range(3) for layer in (1, 2)]
+    shown = np.array([row["hidden"] for row in said["rows"]], np.float32).reshape(3, 2, 32)
+    np.testing.assert_array_equal(shown.swapaxes(0, 1), expected[:, :3])
+    assert json.loads(printed(*chosen, "all", "--json").stdout)["shape"] == [3, 6, 32]
+
+
+def test_what_would_be_read_is_said_and_not_read(store: str, run_id: str, tmp_path: Path) -> None:
+    run = open_store(store).run(run_id)
+    chosen = (store, "--run", run_id, "--layer", "0,2", "--where", "row < 6", "--explain")
+    reading = run.explain("resid.last", (0, 2), "row < 6")
+    said = json.loads(printed(*chosen, "--json").stdout)
+    assert (said["shape"], said["layers"], said["n_utterances"]) == ([2, 6, 32], [0, 2], 6)
+    assert (said["objects"], said["chunks"], said["bytes"]) == (reading.n_objects, reading.n_chunks, reading.n_bytes)
+    assert said["memory_bytes"] == 2 * 6 * 32 * 4
+    assert "2 x 6 x 32" in printed(*chosen, "--out", tmp_path / "x.npy").stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_wrong_use_is_refused_in_one_sentence_that_names_the_choices(store: str, run_id: str, tmp_path: Path) -> None:
     assert "give either a SELECT" in refusal(store)
     assert "give either a SELECT" in refusal(store, "FROM runs", "--run", run_id)
     assert "--layer and --where choose states of a --run" in refusal(store, "FROM runs", "--layer", "1", "--where", "true")
-    assert "give --layer, one of 0, 1, 2 of resid.last" in refusal(store, "--run", run_id)
-    assert "it holds 0 to 2" in refusal(store, "--run", run_id, "--layer", "9")
+    assert "give --layer, one or several of 0, 1, 2 of resid.last" in refusal(store, "--run", run_id)
+    assert "has layers 0 (embedding) to 2" in refusal(store, "--run", run_id, "--layer", "1,9")
+    assert "write all, a list such as 8,16 or a range" in refusal(store, "--run", run_id, "--layer", "one")
+    assert "--explain says what" in refusal(store, "FROM runs", "--explain")
     assert "it holds resid.last, resid.mean" in refusal(store, "--run", run_id, "--layer", "1", "--site", "resid.first")
     assert "no run starts with 'zz'" in refusal(store, "--run", "zz", "--layer", "1")
     assert "(columns: row, utterance_id, text" in refusal(store, "--run", run_id, "--layer", "1", "--where", "colour = 1")
     assert "let its name end in .parquet, .csv, .json" in refusal(store, "FROM runs", "--out", tmp_path / "x.npy")
-    assert "end in .npy, .parquet, .safetensors" in refusal(store, "--run", run_id, "--layer", "1", "--out", tmp_path / "x.csv")
+    assert "end in .npy, .parquet, .safetensors, .dataset" in refusal(
+        store, "--run", run_id, "--layer", "1", "--out", tmp_path / "x.csv"
+    )
     assert "there is no store" in refusal(tmp_path / "none", "FROM runs")
     slow = typed(store, "SELECT count(*) FROM range(10000000) a, range(10000000) b", "--timeout", "0.2")
     assert isinstance(slow.exception, TimeoutError)
