@@ -4,6 +4,7 @@
 export class Refusal extends Error {}
 
 const GONE = "The server does not answer. Start it again with affectome serve, then repeat what you did.";
+const TRIES = 3, BUSY_MS = 1000; // of a server that has too much to do
 
 /**
  * Ask the server.
@@ -19,13 +20,10 @@ export async function ask(path, { signal, body } = {}) {
     request.body = JSON.stringify(body);
     request.headers["Content-Type"] = "application/json";
   }
-  let response, text;
-  try {
-    response = await fetch(path, request);
-    text = await response.text();
-  } catch (error) {
-    if (signal?.aborted) throw error;
-    throw new Refusal(GONE);
+  let [response, text] = await answered(path, request);
+  for (let again = 0; response.status === 429 && again < TRIES; again++) {
+    await new Promise((resolve) => setTimeout(resolve, BUSY_MS));
+    [response, text] = await answered(path, request);
   }
   if (response.status === 401) {
     location.reload(); // the server answers the page itself with its form to sign in
@@ -36,6 +34,16 @@ export async function ask(path, { signal, body } = {}) {
     throw new Refusal(typeof answer?.error === "string" ? answer.error : `The server answers with status ${response.status}.`);
   }
   return answer;
+}
+
+async function answered(path, request) {
+  try {
+    const response = await fetch(path, request);
+    return [response, await response.text()];
+  } catch (error) {
+    if (request.signal?.aborted) throw error;
+    throw new Refusal(GONE);
+  }
 }
 
 function parsed(text) {
@@ -61,6 +69,12 @@ export function ofRun(runId, what, parameters = {}) {
   }
   const asked = query.size ? `?${query}` : "";
   return `api/runs/${encodeURIComponent(runId)}/${what}${asked}`;
+}
+
+/** Wait, so that a newer question can take this one's place before it is asked. */
+export async function settled(signal, milliseconds) {
+  await new Promise((resolve) => setTimeout(resolve, milliseconds));
+  signal.throwIfAborted();
 }
 
 /**

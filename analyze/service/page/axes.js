@@ -32,6 +32,11 @@ export function rules(values, y, left, right, written) {
   ]);
 }
 
+/** What an axis shows, written from below to above. */
+export function upright(text, x, y) {
+  return draw("text", { class: "caption", transform: `translate(${x} ${y}) rotate(-90)`, "text-anchor": "middle" }, text);
+}
+
 /** Steps of a size between two values, both within a hair. */
 export function steps(low, high, size) {
   const first = Math.ceil(low / size - 1e-9);

@@ -1,11 +1,11 @@
 // Persistence: AUROC against the number of tokens since the utterance, for every reader or for every label.
 
-import { curve, interval, keyOf, linear, offsetPlace, rules, spaced, steps } from "./axes.js";
+import { curve, interval, keyOf, linear, offsetPlace, rules, spaced, steps, upright } from "./axes.js";
 import { classColours, onScheme, readerColour } from "./colours.js";
 import { choose, command, draw, make, partsOf, short } from "./dom.js";
 import { panel } from "./panel.js";
 
-const LEFT = 40, RIGHT = 14, FOOT = 36, TOP = 8;
+const LEFT = 54, RIGHT = 14, FOOT = 36, TOP = 8;
 const CHANCE = 0.5;
 const READERS = { refit: "refit at each offset", "offset-0": "fitted at offset 0", "offset-aware": "one probe for all offsets", words: "the reply's words", shuffled: "shuffled labels" };
 const EVERY = "\n"; // stands for every label; no label can be called so
@@ -21,8 +21,8 @@ export function persistenceCurves(section) {
   /** @param {object} run @param {object[]} rows as `/persistence` gives them */
   function show(run, rows) {
     shown = { run, rows };
-    const measured = [...new Map(rows.map((row) => [nameOf(row), row])).keys()];
-    choose(parts.measured, measured.map((name) => [name, short(name, 44)]), measured[0] ?? "");
+    const measured = namesOf(rows);
+    choose(parts.measured, [...measured].map(([key, name]) => [key, short(name, 44)]), [...measured.keys()][0] ?? "");
     const labels = [...new Set(rows.map((row) => row.label))].filter((label) => label !== MEAN);
     choose(parts.label, rows.length ? [[MEAN, "mean over labels"], [EVERY, "every label"], ...labels.map((label) => [label, short(label, 24)])] : [], MEAN);
     redraw();
@@ -32,7 +32,7 @@ export function persistenceCurves(section) {
     if (!shown) return;
     const { run, rows } = shown;
     own.say(...(rows.length || !run.complete ? [] : ["Not measured yet: run ", command(`affectome persistence STORE ${run.run_id}`), " and reload."]));
-    const chosen = rows.filter((row) => nameOf(row) === parts.measured.value);
+    const chosen = rows.filter((row) => keyOfRow(row) === parts.measured.value);
     const series = seriesOf(chosen, parts.label.value);
     const size = { width: Math.max(parts.plot.clientWidth, 260), height: Math.max(parts.plot.clientHeight, 150) };
     const svg = draw("svg", { width: size.width, height: size.height, role: "img", "aria-label": spoken(series) });
@@ -53,6 +53,7 @@ export function persistenceCurves(section) {
       draw("text", { class: "tick", x: x(offsets[index]), y: bottom + 15, "text-anchor": "middle" }, String(offsets[index])));
     return [
       ...rules(steps(floor, 1, 0.1), y, LEFT, right, (value) => value.toFixed(1)),
+      upright("AUROC, one against the rest", 12, (bottom + TOP) / 2),
       draw("line", { class: "chance", x1: LEFT, x2: right, y1: y(CHANCE), y2: y(CHANCE) }),
       ...ticks,
       draw("text", { class: "caption", x: (LEFT + right) / 2, y: size.height - 4, "text-anchor": "middle" }, "tokens after the last of the text"),
@@ -76,8 +77,17 @@ export function persistenceCurves(section) {
   return { show, attempt: own.attempt };
 }
 
-function nameOf(row) {
-  return `${row.site}, layer ${row.layer}, ${row.kind}, ${row.continued_run_id.slice(0, 8)}`;
+const MEASURED = ["site", "layer", "kind", "continued_run_id"];
+
+function keyOfRow(row) {
+  return MEASURED.map((name) => row[name]).join(" ");
+}
+
+/** What to call each measurement: its layer, and of the rest what tells it from the others. */
+function namesOf(rows) {
+  const differs = MEASURED.filter((name) => name === "layer" || new Set(rows.map((row) => row[name])).size > 1);
+  const name = (row) => differs.map((part) => ({ layer: `layer ${row.layer}`, continued_run_id: row.continued_run_id.slice(0, 8) })[part] ?? row[part]).join(", ");
+  return new Map(rows.map((row) => [keyOfRow(row), name(row)]));
 }
 
 /** What is drawn: the readers of one label or of their mean, or the first reader of every label. */

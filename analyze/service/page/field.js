@@ -35,9 +35,9 @@ export function pointField({ field, canvas, marks }, { onHover, onPick, onView }
     if (!width || !height) return;
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
     const context = canvas.getContext("2d");
-    context.fillStyle = getComputedStyle(field).backgroundColor;
-    context.fillRect(0, 0, width, height);
-    const image = context.getImageData(0, 0, width, height);
+    const image = context.createImageData(width, height);
+    const [red, green, blue] = getComputedStyle(field).backgroundColor.match(/\d+/g).map(Number);
+    new Uint32Array(image.data.buffer).fill(new Uint32Array(Uint8Array.of(red, green, blue, 255).buffer)[0]);
     const n = cloud.x.length;
     const grown = view ? Math.min(1.8, Math.sqrt(view.scaleX / wholeView(cloud, clientWidth, clientHeight).scaleX)) : 1;
     const radius = Math.min(Math.max(130 / Math.sqrt(n || 1), 1.1), 3.2) * Math.max(grown, 1);
@@ -52,8 +52,14 @@ export function pointField({ field, canvas, marks }, { onHover, onPick, onView }
     if (indices.size) cloud.row.forEach((row, index) => indices.has(row) && indices.set(row, index));
     const circles = rings.filter((ring) => indices.get(ring.row) >= 0).map((ring) => circle(indices.get(ring.row), at, ring.kind));
     if (pointed >= 0) circles.push(circle(pointed, at, "pointed"));
-    if (place) circles.push(draw("path", { class: "star", d: STAR, transform: `translate(${place[0] * at.scaleX + at.moveX} ${place[1] * at.scaleY + at.moveY})` }));
-    marks.replaceChildren(...circles);
+    marks.replaceChildren(...circles, ...(place ? [star(at)] : []));
+  }
+
+  function star(at) {
+    const left = place[0] * at.scaleX + at.moveX, top = place[1] * at.scaleY + at.moveY;
+    const before = left > field.clientWidth - 120;
+    return draw("g", { class: "place", transform: `translate(${left} ${top})` },
+      draw("path", { class: "star", d: STAR }), draw("text", { x: before ? -12 : 12, y: 4, "text-anchor": before ? "end" : "start" }, "your sentence"));
   }
 
   function circle(index, at, kind) {

@@ -3,7 +3,7 @@
 //
 // Drawn as SVG, which can be read, hovered and tested; there are a few thousand cells at most.
 
-import { curve, interval, keyOf, linear, percent, rules, spaced, steps } from "./axes.js";
+import { curve, interval, keyOf, linear, percent, rules, spaced, steps, upright } from "./axes.js";
 import { onScheme, seriesColour, viridis } from "./colours.js";
 import { choose, command, draw, make, partsOf, short } from "./dom.js";
 import { panel } from "./panel.js";
@@ -19,7 +19,7 @@ export function layerMap(section, { onLayer, onResult }) {
   const parts = partsOf(section), own = panel(section);
   let shown = null; // {run, site, layers, results, result}
   let selected = null;
-  let places = null; // of what is drawn: {layers, edges, x, height}
+  let places = null; // of what is drawn: {x, edges, cells, bottom}
   const key = make("ul", { class: "key" });
   parts.plot.before(key);
 
@@ -40,10 +40,10 @@ export function layerMap(section, { onLayer, onResult }) {
     const labels = scored ? labelsOf(result, site) : [];
     const row = Math.min(Math.max((size.height - CURVES - GAP - FOOT - 16) / Math.max(labels.length, 1), 13), 24);
     const top = CURVES + GAP, bottom = labels.length ? top + row * labels.length : CURVES;
-    places.height = bottom;
+    Object.assign(places, { cells: top, bottom });
     if (scored) svg.append(...scoreCurves(result, site), ...(labels.length ? labelMap(result, site, labels, top, row) : []));
     else svg.append(draw("rect", { class: "empty", x: LEFT, y: 8, width: size.width - LEFT - RIGHT, height: CURVES - 8 }));
-    svg.append(...layerTicks(bottom), draw("rect", { class: "chosen" }), draw("rect", { class: "hovered", visibility: "hidden" }));
+    svg.append(...layerTicks(bottom), draw("path", { class: "chosen" }), draw("path", { class: "hovered" }));
     svg.append(...layers.map((layer, index) => hitArea(layer, index, bottom)));
     svg.setAttribute("height", String(bottom + FOOT));
     parts.plot.replaceChildren(svg);
@@ -65,6 +65,7 @@ export function layerMap(section, { onLayer, onResult }) {
       curve(byLayer(result, other, metric.name), x, y, siteColour(other), { banded: false, className: "other", dots: false }));
     return [
       ...rules(steps(floor, 1, 0.2), y, LEFT, right, written),
+      upright(metric.says, 12, (CURVES + 8) / 2),
       draw("line", { class: "chance", x1: LEFT, x2: right, y1: y(metric.chance), y2: y(metric.chance) }),
       curve(byLayer(result, site, metric.control), x, y, siteColour(site), { banded: false, className: "control", dots: false }),
       ...others,
@@ -126,7 +127,7 @@ export function layerMap(section, { onLayer, onResult }) {
     const others = shown.sites.filter((site) => site !== shown.site && byLayer(shown.result, site, metric.name).length);
     const chance = metric.percent ? percent(metric.chance) : metric.chance.toFixed(1);
     key.append(
-      keyOf(`${shown.site}, ${metric.says}, 95% band`, siteColour(shown.site), make),
+      keyOf(`${shown.site}, 95% band`, siteColour(shown.site), make),
       ...others.map((site) => keyOf(site, siteColour(site), make, "other")),
       keyOf("shuffled labels", siteColour(shown.site), make, "dashed"),
       keyOf(`chance, ${chance}`, "var(--ink)", make, "dotted"),
@@ -147,12 +148,13 @@ export function layerMap(section, { onLayer, onResult }) {
     parts.readout.textContent = sentence(hovered ?? selected);
   }
 
+  /** A frame around a layer, once around the curves and once around the cells of labels. */
   function place(frame, layer) {
     const index = shown.layers.indexOf(layer);
-    frame.setAttribute("visibility", index < 0 ? "hidden" : "visible");
-    if (index < 0) return;
     const [left, right] = [places.edges[index], places.edges[index + 1]];
-    for (const [name, value] of Object.entries({ x: left, y: 2, width: right - left, height: places.height })) frame.setAttribute(name, value);
+    const box = (top, bottom) => `M${left} ${top}H${right}V${bottom}H${left}Z`;
+    const { cells, bottom } = places;
+    frame.setAttribute("d", index < 0 ? "" : box(2, CURVES) + (cells < bottom ? box(cells, bottom) : ""));
   }
 
   function sentence(layer) {
@@ -215,6 +217,5 @@ function columns(layers, width) {
   return {
     x: (layer) => (layer === Infinity ? width - RIGHT : scale(layer)),
     edges: [first - 0.5, ...middles, last + 0.5].map(scale),
-    height: 0,
   };
 }

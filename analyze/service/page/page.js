@@ -5,7 +5,7 @@
 
 import { ask, ofRun, oneAtATime, Refusal } from "./api.js";
 import { persistenceCurves } from "./curves.js";
-import { choose, command, count, make } from "./dom.js";
+import { choose, command, count, make, short } from "./dom.js";
 import { layerMap } from "./layer_map.js";
 import { neighbours } from "./neighbours.js";
 import { projection } from "./projection.js";
@@ -13,22 +13,24 @@ import { byLayer, labelsOf, metricOf, resultsOf } from "./scores.js";
 import { read, written } from "./state.js";
 import { texts } from "./texts.js";
 
-const at = (id) => document.getElementById(id);
+const element = (id) => document.getElementById(id);
 const kept = texts();
 const opening = oneAtATime();
 let state = read(location.hash);
 let runs = [];
+let problems = []; // a sentence for each run of the store that cannot be read
 let opened = null; // {run, results, columns} of the run that is shown
 
-const map = layerMap(at("map"), { onLayer: (layer) => go({ layer }), onResult: (probe) => go({ probe }) });
-const curves = persistenceCurves(at("curves"));
-const plane = projection(at("projection"), {
+const map = layerMap(element("map"), { onLayer: (layer) => go({ layer }), onResult: (probe) => go({ probe }) });
+const curves = persistenceCurves(element("curves"));
+const plane = projection(element("projection"), {
   texts: kept,
   onPick: (row) => go({ row, text: "", along: "" }),
   onHide: (hide) => go({ hide }),
   onColour: (colour) => go({ colour, hide: [] }),
+  onOffset: (at) => go({ at }),
 });
-const near = neighbours(at("neighbours"), {
+const near = neighbours(element("neighbours"), {
   texts: kept,
   colourOf: plane.colourOf,
   onQuery: (query) => go(query),
@@ -46,7 +48,7 @@ async function go(changes) {
   if (changed("site")) settle();
   else if (changed("layer")) map.select(state.layer);
   if (changed("probe", "site")) showMap();
-  if (changed("site", "layer", "where", "colour")) await showPlane();
+  if (changed("site", "layer", "at", "where", "colour")) await showPlane();
   if (changed("site", "layer", "where", "metric", "text", "row", "along")) await showNeighbours();
   return undefined;
 }
@@ -58,8 +60,9 @@ async function open() {
     notice(`This store has no run ${state.run}; choose one of its ${runs.length}.`);
     return;
   }
-  at("run").value = run.run_id;
-  notice(run.complete ? "" : "This run is not complete: some of its shards are missing, so its states cannot be shown. Launch its extraction again, and it goes on where it was.");
+  element("run").value = run.run_id;
+  const missing = "This run is not complete: some of its shards are missing, so its states cannot be shown. Launch its extraction again, and it goes on where it was.";
+  notice([...(run.complete ? [] : [missing]), ...problems].join(" "));
   writeFacts(run);
   const found = await opening(async (signal) => {
     const [scores, persistence, sample] = await Promise.all([
@@ -85,24 +88,25 @@ function settle() {
   const result = results.find((one) => one.name === state.probe) ?? results.find((one) => isScored(one, site.site)) ?? results[0] ?? null;
   const layer = site.layers.includes(state.layer) ? state.layer : bestLayer(result, site);
   const colour = columns.includes(state.colour) ? state.colour : (columns[0] ?? "");
-  state = { ...state, run: run.run_id, site: site.site, layer, colour, probe: result?.name ?? "" };
+  const at = site.offsets.includes(state.at) ? state.at : (site.offsets[0] ?? null);
+  state = { ...state, run: run.run_id, site: site.site, layer, at, colour, probe: result?.name ?? "" };
   history.replaceState(null, "", written(state));
-  choose(at("site"), run.sites.map((one) => [one.site, one.site]), site.site);
-  at("where").value = state.where;
+  choose(element("site"), run.sites.map((one) => [one.site, one.site]), site.site);
+  element("where").value = state.where;
   plane.hide(state.hide);
   near.directions(result ? labelsOf(result, site.site) : [], state.along);
 }
 
 function showMap() {
-  const { run, results } = opened, site = run.sites.find((one) => one.site === state.site);
+  const { run, results } = opened, site = siteOf(run);
   const result = results.find((one) => one.name === state.probe) ?? null;
   map.show({ run, site: site.site, sites: run.sites.map((one) => one.site), layers: site.layers, results, result });
   map.select(state.layer);
 }
 
 function showPlane() {
-  const { run, columns } = opened;
-  return plane.show({ run, site: state.site, layer: state.layer, where: state.where, colour: state.colour, columns });
+  const { run, columns } = opened, { layer, at, where, colour } = state;
+  return plane.show({ run, site: siteOf(run), layer, at, where, colour, columns });
 }
 
 function showNeighbours() {
@@ -110,8 +114,13 @@ function showNeighbours() {
   return near.show({ run: opened.run, site, layer, where, metric, query: { text, row, along } });
 }
 
+function siteOf(run) {
+  return run.sites.find((one) => one.site === state.site);
+}
+
+/** Whether a site holds one state for each row, which is what neighbours are found among. */
 function isPooled(site) {
-  return !site.every_token && !site.offsets?.length;
+  return !site.every_token && !site.offsets.length;
 }
 
 function isScored(result, site) {
@@ -132,7 +141,7 @@ function firstOf(all) {
 function columnsOf(rows) {
   const names = new Set(rows.flatMap((row) => Object.keys(row).filter((name) => ["string", "boolean"].includes(typeof row[name]))));
   const own = [...names].filter((name) => !["utterance_id", "text", "label"].includes(name));
-  return rows.some((row) => row.label !== undefined && row.label !== null) ? ["label", ...own] : own;
+  return rows.some((row) => ["string", "boolean", "number"].includes(typeof row.label)) ? ["label", ...own] : own;
 }
 
 function refusedAs(value) {
@@ -143,14 +152,14 @@ function refusedAs(value) {
 }
 
 function writeFacts(run) {
-  const made = run.created ? `, made ${run.created.slice(0, 10)}` : "";
-  at("facts").replaceChildren(`${count(run.n_rows)} rows, template ${run.template}${run.system ? ", with a system prompt" : ""}${made}, `, make("code", {}, run.run_id));
+  const facts = [`template ${short(run.template, 24)}`, ...(run.system ? ["with a system prompt"] : []), String(run.created).slice(0, 10)];
+  element("facts").replaceChildren(`${facts.join(" · ")} · `, make("code", {}, run.run_id));
   document.title = `${run.model} · affectome`;
 }
 
 function notice(...sentence) {
-  at("notice").replaceChildren(...sentence);
-  at("notice").hidden = sentence.join("") === "";
+  element("notice").replaceChildren(...sentence);
+  element("notice").hidden = sentence.join("") === "";
 }
 
 function nameOf(run) {
@@ -160,11 +169,11 @@ function nameOf(run) {
 }
 
 async function start() {
-  at("run").addEventListener("change", () => go({ run: at("run").value, site: "", layer: null, probe: "", row: null, along: "", hide: [] }));
-  at("site").addEventListener("change", () => go({ site: at("site").value }));
-  at("where-form").addEventListener("submit", (event) => {
+  element("run").addEventListener("change", () => go({ run: element("run").value, site: "", layer: null, probe: "", row: null, along: "", hide: [] }));
+  element("site").addEventListener("change", () => go({ site: element("site").value }));
+  element("where-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    go({ where: at("where").value.trim(), row: null });
+    go({ where: element("where").value.trim(), row: null });
   });
   addEventListener("hashchange", () => {
     const before = state;
@@ -172,14 +181,15 @@ async function start() {
     if (opened && written(before) !== written(state)) open();
   });
   try {
-    ({ runs } = await ask("api/runs"));
+    ({ runs, problems } = await ask("api/runs"));
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     notice(error.message);
     return;
   }
-  choose(at("run"), runs.map((run) => [run.run_id, nameOf(run)]), "");
+  choose(element("run"), runs.map((run) => [run.run_id, nameOf(run)]), "");
   if (runs.length) await open();
+  else if (problems.length) notice(problems.join(" "));
   else notice("This store holds no run yet; make one with ", command("affectome extract --corpus builtin --store STORE"), " and reload.");
   document.body.dataset.ready = "";
 }

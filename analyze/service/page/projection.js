@@ -1,23 +1,24 @@
 // The projection: all rows at one layer in the plane, coloured by label, with their texts on hover.
 
-import { ask, ofRun, oneAtATime, Refusal } from "./api.js";
+import { ask, ofRun, oneAtATime, Refusal, settled } from "./api.js";
 import { classColours, NONE, onScheme, seriesColour } from "./colours.js";
 import { choose, count, make, partsOf, short } from "./dom.js";
 import { pointField } from "./field.js";
 import { panel } from "./panel.js";
 
 const WAIT_MS = 60; // that the pointer rests on a point before its text is asked for
+const KEY_MS = 80; // that a layer stays chosen before it is asked for: a key that is held down passes many
 const IN_TABLE = 25;
 
 /**
  * @param {HTMLElement} section
  * @param {{texts: ReturnType<import("./texts.js").texts>, onPick: (row: number) => void, onHide: (labels: string[]) => void,
- *   onColour: (column: string) => void}} events
+ *   onColour: (column: string) => void, onOffset: (offset: number) => void}} events
  */
-export function projection(section, { texts, onPick, onHide, onColour }) {
+export function projection(section, { texts, onPick, onHide, onColour, onOffset }) {
   const parts = partsOf(section), own = panel(section);
   const hovering = oneAtATime(), listing = oneAtATime();
-  let shown = null; // {run, site, layer, cloud, classes, names}
+  let shown = null; // what is asked for, with {cloud, classes, names}
   let hidden = new Set();
   let marked = { rows: [], chosen: null, strong: null, place: null };
   const points = pointField(parts, {
@@ -28,24 +29,27 @@ export function projection(section, { texts, onPick, onHide, onColour }) {
 
   /**
    * Ask for the points of a layer and draw them.
-   * @param {{run: object, site: string, layer: number, where: string, colour: string, columns: string[]}} view
+   * @param {{run: object, site: object, layer: number, at: number | null, where: string, colour: string, columns: string[]}} view
    */
   async function show(view) {
-    const { run, site, layer, where, colour } = view;
-    const given = await own.attempt(`Reading layer ${layer} …`, (signal) =>
-      ask(ofRun(run.run_id, "projection", { site, layer, where, colour }), { signal }));
+    const { run, site: { site, offsets }, layer, at, where, colour } = view;
+    const given = await own.attempt(`Reading layer ${layer} …`, async (signal) => {
+      if (shown) await settled(signal, KEY_MS);
+      return ask(ofRun(run.run_id, "projection", { site, layer, at, where, colour }), { signal });
+    });
+    parts.grid.hidden = at === null;
+    choose(parts.at, offsets.map((offset) => [String(offset), String(offset)]), String(at));
     choose(parts.colour, view.columns.map((column) => [column, column]), colour);
     hover(-1);
     if (!given) {
       if (own.refused()) clear();
       return;
     }
-    const cloud = {
-      row: Int32Array.from(given.row), x: Float32Array.from(given.x), y: Float32Array.from(given.y), label: Int16Array.from(given.label),
-    };
+    const label = given.classes.length ? Int16Array.from(given.label) : new Int16Array(given.row.length).fill(-1);
+    const cloud = { row: Int32Array.from(given.row), x: Float32Array.from(given.x), y: Float32Array.from(given.y), label };
     const rest = cloud.label.includes(-1);
     shown = { ...view, cloud, classes: given.classes, names: [...given.classes, ...(rest ? [given.classes.length ? "none" : "all rows"] : [])] };
-    parts.which.textContent = `${site}, layer ${layer}, ${count(cloud.row.length)} rows`;
+    parts.which.textContent = `${site}, layer ${layer}${at === null ? "" : `, offset ${at}`}, ${count(cloud.row.length)} rows`;
     const [first, second] = given.variance.map((share) => `${(share * 100).toFixed(share < 0.1 ? 1 : 0)}%`);
     parts.across.textContent = `first axis, ${first} of the variance`;
     parts.along.textContent = `second axis, ${second}`;
@@ -109,8 +113,7 @@ export function projection(section, { texts, onPick, onHide, onColour }) {
     tell(row, label, known ? known.text : "…", known?.utterance_id, left, top);
     if (known) return;
     hovering(async (signal) => {
-      await new Promise((resolve) => setTimeout(resolve, WAIT_MS));
-      if (signal.aborted) return;
+      await settled(signal, WAIT_MS);
       const [found] = await texts.of(run.run_id, [row], signal);
       if (!signal.aborted) tell(row, label, found?.text ?? "", found?.utterance_id, left, top);
     }).catch((error) => {
@@ -162,6 +165,7 @@ export function projection(section, { texts, onPick, onHide, onColour }) {
   parts.table.addEventListener("toggle", list);
   parts.reset.addEventListener("click", () => points.whole());
   parts.colour.addEventListener("change", () => onColour(parts.colour.value));
+  parts.at.addEventListener("change", () => onOffset(Number(parts.at.value)));
   onScheme(() => {
     recolour();
     if (shown) writeLegend();

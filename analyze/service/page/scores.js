@@ -1,9 +1,9 @@
 // The rows of scores sorted into results: one probe each, with what the layer map draws of it.
 
 const METRICS = {
-  accuracy: { says: "accuracy on unseen texts", control: "shuffled_accuracy", low: 0, percent: true },
-  auroc: { says: "mean AUROC over labels", control: "shuffled_auroc", low: 0.4, percent: false },
-  r2: { says: "R² on unseen texts", control: "shuffled_r2", low: 0, percent: false },
+  accuracy: { says: "accuracy, unseen texts", control: "shuffled_accuracy", low: 0, percent: true },
+  auroc: { says: "mean AUROC", control: "shuffled_auroc", low: 0.4, percent: false },
+  r2: { says: "R², unseen texts", control: "shuffled_r2", low: 0, percent: false },
 };
 
 /**

@@ -5,6 +5,7 @@
  * @property {string} run id, or how it begins; "" for the first that has something to show
  * @property {string} site
  * @property {number | null} layer
+ * @property {number | null} at at a site on a grid, which offset
  * @property {string} probe which result the layer map shows
  * @property {string} where
  * @property {string} colour the column that points are coloured by
@@ -16,7 +17,7 @@
  */
 
 const TEXTS = { run: "", site: "", probe: "", where: "", colour: "label", metric: "cosine", text: "", along: "" };
-const NUMBERS = ["layer", "row"];
+const NUMBERS = ["layer", "at", "row"];
 
 /**
  * @param {string} hash as in `location.hash`
@@ -36,7 +37,7 @@ export function read(hash) {
  */
 export function written(state) {
   const kept = new URLSearchParams();
-  for (const name of ["run", "site", "layer", "probe", "where", "colour", "hide", "metric", "text", "row", "along"]) {
+  for (const name of ["run", "site", "layer", "at", "probe", "where", "colour", "hide", "metric", "text", "row", "along"]) {
     const otherwise = TEXTS[name] ?? null;
     for (const value of [state[name]].flat()) if (value !== otherwise && value !== null) kept.append(name, String(value));
   }

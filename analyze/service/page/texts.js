@@ -15,6 +15,8 @@ export function texts() {
   }
 
   return {
+    keep,
+
     /** A row that is kept, or undefined. */
     known: (runId, row) => kept.get(`${runId} ${row}`),
 
