@@ -251,6 +251,19 @@ class Run:
         """The same run, opened anew in this process."""
         return open_store(self.stored.store_location).run(self.run_id)
 
+    def n_missing(self) -> int:
+        """How many shards do not exist yet.
+
+        Raises:
+            ValueError: a receipt is damaged.
+        """
+        if not self._whole:
+            receipts = self.stored.receipts()
+            if len(receipts) < self.stored.n_shards:
+                return self.stored.n_shards - len(receipts)
+            self._whole[:] = receipts
+        return 0
+
     def require_complete(self) -> None:
         """Refuse a run that lacks shards.
 
@@ -328,15 +341,12 @@ class Run:
 
     def _receipts(self) -> tuple[Receipt, ...]:
         """The receipt of every shard, read once when the run is complete."""
-        if not self._whole:
-            receipts = self.stored.receipts()
-            n_missing = self.stored.n_shards - len(receipts)
-            if n_missing:
-                raise ValueError(
-                    f"run {self.run_id} is not complete: {n_missing:,} of {self.stored.n_shards:,} shards are missing; "
-                    "launch the same affectome extract again to finish it"
-                )
-            self._whole[:] = receipts
+        n_missing = self.n_missing()
+        if n_missing:
+            raise ValueError(
+                f"run {self.run_id} is not complete: {n_missing:,} of {self.stored.n_shards:,} shards are missing; "
+                "launch the same affectome extract again to finish it"
+            )
         return tuple(self._whole)
 
 
