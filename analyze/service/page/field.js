@@ -34,7 +34,7 @@ export function pointField({ field, canvas, marks }, { onHover, onPick, onView }
     const width = Math.round(clientWidth * ratio), height = Math.round(clientHeight * ratio);
     if (!width || !height) return;
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
-    const context = canvas.getContext("2d");
+    const context = canvas.getContext("2d", { willReadFrequently: true }); // its pixels come from memory, so let them stay there
     const image = context.createImageData(width, height);
     const [red, green, blue] = getComputedStyle(field).backgroundColor.match(/\d+/g).map(Number);
     new Uint32Array(image.data.buffer).fill(new Uint32Array(Uint8Array.of(red, green, blue, 255).buffer)[0]);

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, ConsoleMessage, Page, Route, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
 
 from analyze.query import Store
 from analyze.service.app import application
 from analyze.service.settings import Settings
 
 _S_TO_START = 30.0
+_MS_TO_WAIT = 20_000  # on a machine that others use too
 _REFUSED = "Failed to load resource"  # what the browser itself notes of an answer that is none
 
 
@@ -82,7 +83,8 @@ def visit(chromium: Browser, url: str, fragment: str = "") -> Iterator[Visit]:
         fragment: what stands behind the address, from `#` on.
     """
     context = chromium.new_context(viewport={"width": 1440, "height": 900})
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(_MS_TO_WAIT)
+    expect.set_options(_MS_TO_WAIT)
     here = Visit(context.new_page())
 
     def at_home_only(route: Route) -> None:
