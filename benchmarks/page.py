@@ -116,7 +116,7 @@ def states(stored: StoredRun, shard: int, label_N: NDArray[np.int64], towards_KD
     """Bits of bfloat16 states of a shard, (L, N, D): later layers say more."""
     start, stop = stored.shard_rows(shard)
     noise_LND = np.random.default_rng(shard).standard_normal((LAYERS, stop - start, WIDTH), np.float32)
-    share_L11 = np.linspace(0, 0.4, LAYERS, dtype=np.float32)[:, None, None]
+    share_L11 = np.linspace(0, 0.15, LAYERS, dtype=np.float32)[:, None, None]
     states_LND = noise_LND + share_L11 * towards_KD[label_N[start:stop]]
     return np.ascontiguousarray(states_LND.view(np.uint16)[..., 1::2])
 

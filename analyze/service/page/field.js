@@ -40,7 +40,7 @@ export function pointField({ field, canvas, marks }, { onHover, onPick, onView }
     new Uint32Array(image.data.buffer).fill(new Uint32Array(Uint8Array.of(red, green, blue, 255).buffer)[0]);
     const n = cloud.x.length;
     const grown = view ? Math.min(1.8, Math.sqrt(view.scaleX / wholeView(cloud, clientWidth, clientHeight).scaleX)) : 1;
-    const radius = Math.min(Math.max(130 / Math.sqrt(n || 1), 1.1), 3.2) * Math.max(grown, 1);
+    const radius = Math.min(Math.max(0.3 * Math.sqrt((clientWidth * clientHeight) / (n || 1)), 1.1), 3.2) * Math.max(grown, 1);
     paint(image, cloud, where(), ratio, colours, seen, radius, n > 10000 ? 0.6 : 0.8);
     context.putImageData(image, 0, 0);
     drawMarks();

@@ -9,7 +9,8 @@ import { choose, command, draw, make, partsOf, short } from "./dom.js";
 import { panel } from "./panel.js";
 import { byLayer, labelsOf, metricOf } from "./scores.js";
 
-const LEFT = 78, RIGHT = 10, CURVES = 150, GAP = 30, FOOT = 34, BAR = 8;
+const LEFT = 78, RIGHT = 10, TOP = 8, GAP = 30, FOOT = 34, BAR = 8;
+const LOWEST_ROW = 16, HIGHEST_ROW = 24, LOWEST_CURVES = 140, HIGHEST_CURVES = 320;
 
 /**
  * @param {HTMLElement} section
@@ -19,7 +20,7 @@ export function layerMap(section, { onLayer, onResult }) {
   const parts = partsOf(section), own = panel(section);
   let shown = null; // {run, site, layers, results, result}
   let selected = null;
-  let places = null; // of what is drawn: {x, edges, cells, bottom}
+  let places = null; // of what is drawn: {x, edges, curves, cells, bottom}
   const key = make("ul", { class: "key" });
   parts.plot.before(key);
 
@@ -38,11 +39,11 @@ export function layerMap(section, { onLayer, onResult }) {
     places = columns(layers, size.width);
     const svg = draw("svg", { width: size.width, role: "presentation" });
     const labels = scored ? labelsOf(result, site) : [];
-    const row = Math.min(Math.max((size.height - CURVES - GAP - FOOT - 16) / Math.max(labels.length, 1), 13), 24);
-    const top = CURVES + GAP, bottom = labels.length ? top + row * labels.length : CURVES;
-    Object.assign(places, { cells: top, bottom });
+    const { curves, row } = heights(size.height, labels.length);
+    const top = curves + GAP, bottom = labels.length ? top + row * labels.length : curves;
+    Object.assign(places, { curves, cells: top, bottom });
     if (scored) svg.append(...scoreCurves(result, site), ...(labels.length ? labelMap(result, site, labels, top, row) : []));
-    else svg.append(draw("rect", { class: "empty", x: LEFT, y: 8, width: size.width - LEFT - RIGHT, height: CURVES - 8 }));
+    else svg.append(draw("rect", { class: "empty", x: LEFT, y: TOP, width: size.width - LEFT - RIGHT, height: curves - TOP }));
     svg.append(...layerTicks(bottom), draw("path", { class: "chosen" }), draw("path", { class: "hovered" }));
     svg.append(...layers.map((layer, index) => hitArea(layer, index, bottom)));
     svg.setAttribute("height", String(bottom + FOOT));
@@ -58,14 +59,14 @@ export function layerMap(section, { onLayer, onResult }) {
     const metric = metricOf(result);
     const points = byLayer(result, site, metric.name);
     const low = Math.min(metric.low, ...points.map((point) => Math.floor((point.low ?? point.value) * 10) / 10));
-    const floor = Math.max(low, -1), y = linear(floor, 1, CURVES, 8);
+    const floor = Math.max(low, -1), y = linear(floor, 1, places.curves, TOP);
     const { x } = places, right = x(Infinity);
     const written = metric.percent ? percent : (value) => value.toFixed(1);
     const others = shown.sites.filter((other) => other !== site).map((other) =>
       curve(byLayer(result, other, metric.name), x, y, siteColour(other), { banded: false, className: "other", dots: false }));
     return [
       ...rules(steps(floor, 1, 0.2), y, LEFT, right, written),
-      upright(metric.says, 12, (CURVES + 8) / 2),
+      upright(metric.says, 12, (places.curves + TOP) / 2),
       draw("line", { class: "chance", x1: LEFT, x2: right, y1: y(metric.chance), y2: y(metric.chance) }),
       curve(byLayer(result, site, metric.control), x, y, siteColour(site), { banded: false, className: "control", dots: false }),
       ...others,
@@ -153,8 +154,8 @@ export function layerMap(section, { onLayer, onResult }) {
     const index = shown.layers.indexOf(layer);
     const [left, right] = [places.edges[index], places.edges[index + 1]];
     const box = (top, bottom) => `M${left} ${top}H${right}V${bottom}H${left}Z`;
-    const { cells, bottom } = places;
-    frame.setAttribute("d", index < 0 ? "" : box(2, CURVES) + (cells < bottom ? box(cells, bottom) : ""));
+    const { curves, cells, bottom } = places;
+    frame.setAttribute("d", index < 0 ? "" : box(2, curves) + (cells < bottom ? box(cells, bottom) : ""));
   }
 
   function sentence(layer) {
@@ -207,6 +208,13 @@ export function layerMap(section, { onLayer, onResult }) {
       mark();
     },
   };
+}
+
+/** How high the curves and the row of each label are: what there is, within bounds; more labels than fit can be scrolled. */
+function heights(height, nLabels) {
+  const left = height - GAP - FOOT - 4;
+  const row = nLabels ? Math.min(Math.max((left - LOWEST_CURVES) / nLabels, LOWEST_ROW), HIGHEST_ROW) : 0;
+  return { row, curves: Math.min(Math.max(left - row * nLabels, LOWEST_CURVES), HIGHEST_CURVES) };
 }
 
 /** Where layers stand: their centres, and cells that begin and end halfway between neighbours. */

@@ -5,6 +5,9 @@ import { choose, count, make, partsOf, short } from "./dom.js";
 import { panel } from "./panel.js";
 
 const K = 10;
+const HINT =
+  "A sentence is read by the run's own model, at this site and layer, and the texts whose states are nearest to it are listed and ringed. " +
+  "The same for a point that you click; the ends of a direction are the texts that lie farthest along that of a label's probe.";
 
 /** @typedef {{text: string, row: number | null, along: string}} Query one of the three; what is "" or null is not asked for */
 
@@ -28,7 +31,8 @@ export function neighbours(section, { texts, colourOf, onQuery, onMetric, onMark
     onMark({ rows: [], chosen: query.row, strong: null, place: null });
     if (!query.text && query.row === null && !query.along) {
       await own.attempt("", async () => {});
-      parts.answers.replaceChildren();
+      parts.answers.classList.remove("two");
+      parts.answers.replaceChildren(make("p", { class: "hint" }, HINT));
       delete section.dataset.drawn;
       return;
     }
