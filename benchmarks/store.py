@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -131,8 +131,18 @@ def main() -> None:
             console.print(line)
 
 
-def create(root: Path, n_rows: int, rows_a_shard: int | None = None, layers: int = LAYERS) -> StoredRun:
-    """A run without shards, as an extraction of that many utterances creates it."""
+def create(
+    root: Path,
+    n_rows: int,
+    rows_a_shard: int | None = None,
+    layers: int = LAYERS,
+    columns: Mapping[str, Sequence[object]] | None = None,
+) -> StoredRun:
+    """A run without shards, as an extraction of that many utterances creates it.
+
+    Args:
+        columns: more columns of the utterances.
+    """
     identity = Identity(
         "sha256:0", "0", "{{ text }}", "", "0", (SITE,), (), tuple(range(layers)), "bfloat16", "bfloat16", "sdpa", False
     )
@@ -154,7 +164,9 @@ def create(root: Path, n_rows: int, rows_a_shard: int | None = None, layers: int
         created=now(),
     )
     texts = [f"utterance {row} says something of about this length" for row in range(n_rows)]
-    utterances = pa.table({"row": range(n_rows), "utterance_id": [str(row) for row in range(n_rows)], "text": texts})
+    utterances = pa.table(
+        {"row": range(n_rows), "utterance_id": [str(row) for row in range(n_rows)], "text": texts, **(columns or {})}
+    )
     tokens = pa.table({"row": range(n_rows), "ids": [[1, 2, 3]] * n_rows, "start": [0] * n_rows, "stop": [3] * n_rows})
     return Store.open(str(root), create=True).create_run(manifest, {"utterances": utterances, "tokens": tokens})
 

@@ -1,0 +1,100 @@
+// Neighbours: of a typed sentence, of a point, or the two ends along a label's direction, as lists of texts.
+
+import { ask, ofRun } from "./api.js";
+import { choose, count, make, partsOf, short } from "./dom.js";
+import { panel } from "./panel.js";
+
+const K = 10;
+
+/** @typedef {{text: string, row: number | null, along: string}} Query one of the three; what is "" or null is not asked for */
+
+/**
+ * @param {HTMLElement} section
+ * @param {{texts: ReturnType<import("./texts.js").texts>, colourOf: (label: string) => string | undefined,
+ *   onQuery: (query: Query) => void, onMetric: (metric: string) => void, onMark: (marks: object) => void}} events
+ */
+export function neighbours(section, { texts, colourOf, onQuery, onMetric, onMark }) {
+  const parts = partsOf(section), own = panel(section);
+
+  /**
+   * Ask for the neighbours and list them; without a query, list none.
+   * @param {{run: object, site: string, layer: number, where: string, metric: string, query: Query}} view
+   */
+  async function show(view) {
+    const { run, site, layer, where, metric, query } = view;
+    parts.text.value = query.text;
+    parts.metric.value = metric;
+    parts.direction.value = query.along;
+    onMark({ rows: [], chosen: query.row, strong: null, place: null });
+    if (!query.text && query.row === null && !query.along) {
+      await own.attempt("", async () => {});
+      parts.answers.replaceChildren();
+      delete section.dataset.drawn;
+      return;
+    }
+    const shared = { site, layer, k: K, where: where || null };
+    const answer = await own.attempt("Looking …", async (signal) => {
+      if (query.along) return ask(ofRun(run.run_id, "along"), { signal, body: { ...shared, label: query.along } });
+      const asked = query.text ? { text: query.text } : { row: query.row };
+      const [found] = await Promise.all([
+        ask(ofRun(run.run_id, "neighbours"), { signal, body: { ...shared, ...asked, metric } }),
+        query.row === null ? null : texts.of(run.run_id, [query.row], signal),
+      ]);
+      return found;
+    });
+    if (!answer) {
+      if (own.refused()) parts.answers.replaceChildren();
+      return;
+    }
+    const lists = query.along
+      ? [[`Most “${short(query.along, 30)}”`, answer.top], [`Least “${short(query.along, 30)}”`, answer.bottom]]
+      : [[heading(run, query), answer.neighbours]];
+    const rows = lists.flatMap(([, found]) => found);
+    texts.keep(run.run_id, rows);
+    parts.answers.classList.toggle("two", lists.length > 1);
+    parts.answers.replaceChildren(...lists.map(([title, found]) => listOf(title, found)));
+    onMark({ rows: rows.map((one) => one.row), chosen: query.row, strong: null, place: answer.place ?? null });
+    own.drawn(`${run.run_id} ${site} ${layer}`);
+  }
+
+  function heading(run, query) {
+    if (query.text) return `Nearest to “${short(query.text, 120)}”`;
+    return `Nearest to row ${count(query.row)}: “${short(texts.known(run.run_id, query.row)?.text ?? "", 120)}”`;
+  }
+
+  function listOf(title, found) {
+    return make("div", {}, make("h3", {}, title), make("ol", {}, ...found.map(entry)));
+  }
+
+  function entry(one) {
+    const label = one.label === undefined || one.label === null ? "" : String(one.label);
+    const chip = make("span", { class: "label" }, make("span", { class: "swatch" }), short(label, 18));
+    chip.style.setProperty("--colour", colourOf(label) ?? "transparent");
+    const button = make("button", { type: "button" }, make("span", { class: "score" }, written(one.score)), chip, make("span", { class: "text" }, String(one.text)));
+    button.dataset.row = String(one.row);
+    button.title = `row ${count(one.row)}; click for its own neighbours`;
+    for (const event of ["pointerenter", "focus"]) button.addEventListener(event, () => onMark({ strong: one.row }));
+    for (const event of ["pointerleave", "blur"]) button.addEventListener(event, () => onMark({ strong: null }));
+    button.addEventListener("click", () => onQuery({ text: "", row: one.row, along: "" }));
+    return make("li", {}, button);
+  }
+
+  parts.form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    onQuery({ text: parts.text.value.trim(), row: null, along: "" });
+  });
+  parts.metric.addEventListener("change", () => onMetric(parts.metric.value));
+  parts.direction.addEventListener("change", () => onQuery({ text: "", row: null, along: parts.direction.value }));
+
+  return {
+    show,
+    /** @param {string[]} labels that have a kept probe, and so a direction */
+    directions(labels, chosen) {
+      choose(parts.direction, [["", labels.length ? "a direction" : "no probes"], ...labels.map((label) => [label, short(label, 24)])], chosen);
+    },
+  };
+}
+
+function written(score) {
+  return Math.abs(score) < 10 ? score.toFixed(3) : score.toPrecision(4);
+}
