@@ -38,9 +38,9 @@ class Plane:
     variance: tuple[float, float]
     """Share of the variance of the standardised states along each axis; zeros where all states are alike."""
 
-    def place(self, hidden_ND: _States) -> NDArray[np.float64]:
+    def place(self, hidden_ND: _States) -> _States:
         """Where states lie, (N, 2)."""
-        return (hidden_ND - self.mean_D) @ self.weight_D2
+        return (hidden_ND - self.mean_D.astype(np.float32)) @ self.weight_D2.astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +51,7 @@ class Placed:
     """The plane."""
     rows_N: NDArray[np.int64]
     """Whose states they are."""
-    points_N2: NDArray[np.float64]
+    points_N2: NDArray[np.float32]
     """Where they lie."""
 
 

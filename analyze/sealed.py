@@ -39,14 +39,23 @@ def sealed(tables: Mapping[str, pa.Table], memory: str = MEMORY) -> Iterator[duc
     except duckdb.Error as error:
         raise ValueError(f"cannot give a query {memory!r} of memory: {first_line(error)}; say it as in {MEMORY}") from error
     with connection:
-        for name, table in tables.items():
-            try:
-                connection.register(name, table)
-            except duckdb.Error as error:
-                kinds = ", ".join(f"{field.name} {field.type}" for field in table.schema)
-                raise ValueError(f"SQL cannot read the table {name} ({kinds}): {first_line(error)}") from error
+        show(connection, tables)
         connection.execute("SET lock_configuration = true")
         yield connection
+
+
+def show(connection: duckdb.DuckDBPyConnection, tables: Mapping[str, pa.Table]) -> None:
+    """Let a connection see more tables.
+
+    Raises:
+        ValueError: a column is of a type that DuckDB does not know.
+    """
+    for name, table in tables.items():
+        try:
+            connection.register(name, table)
+        except duckdb.Error as error:
+            kinds = ", ".join(f"{field.name} {field.type}" for field in table.schema)
+            raise ValueError(f"SQL cannot read the table {name} ({kinds}): {first_line(error)}") from error
 
 
 @contextmanager

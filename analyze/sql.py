@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from analyze.query import Store
-from analyze.sealed import MEMORY, check_bounds, first_line, sealed, stopped_after
+from analyze.sealed import MEMORY, check_bounds, first_line, sealed, show, stopped_after
 from analyze.statement import tables_of
 from analyze.views import VIEWS
 
@@ -54,10 +54,35 @@ def answer(store: Store, sql: str, *, timeout_s: float = TIMEOUT_S, memory: str 
         TimeoutError: it takes longer.
         TooMuchMemoryError: it takes more memory.
     """
-    with sealed({}) as parser:
-        names = tables_of(parser, sql, VIEWS)
-    tables = {name: VIEWS[name].read(store) for name in sorted(names)}
-    with sealed(tables, memory) as connection, stopped_after(timeout_s, connection):
+    with sealed({}, memory) as connection:
+        tables = tables_for(store, sql, connection)
+        show(connection, tables)
+        with answering(connection, tables, sql, timeout_s, memory) as found:
+            yield found
+
+
+def tables_for(store: Store, sql: str, connection: duckdb.DuckDBPyConnection) -> dict[str, pa.Table]:
+    """The tables that a statement names, read.
+
+    Args:
+        connection: any; nothing but the parser is run on it.
+
+    Raises:
+        ValueError: as from `answer`.
+    """
+    return {name: VIEWS[name].read(store) for name in sorted(tables_of(connection, sql, VIEWS))}
+
+
+@contextmanager
+def answering(
+    connection: duckdb.DuckDBPyConnection, tables: Mapping[str, pa.Table], sql: str, timeout_s: float, memory: str
+) -> Iterator[Answer]:
+    """Run a statement that was checked, on a connection that sees the tables it names and was given that memory.
+
+    Raises:
+        ValueError, TimeoutError, TooMuchMemoryError: as from `answer`.
+    """
+    with stopped_after(timeout_s, connection):
         with _told(tables, timeout_s, memory):
             relation = connection.sql(sql)
             _check_types(relation)

@@ -59,7 +59,7 @@ def _json_pieces(table: pa.Table) -> Iterator[bytes]:
 
 
 def _rows_of_piece(table: pa.Table) -> int:
-    return max(1, _PIECE_BYTES * max(1, table.num_rows) // max(1, table.nbytes))
+    return max(1, _PIECE_BYTES * table.num_rows // max(1, int(table.nbytes)))
 
 
 def _json(value: Any) -> str:

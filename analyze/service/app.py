@@ -37,6 +37,7 @@ def application(store: Store, settings: Settings) -> FastAPI:
     Args:
         settings: without a token it answers on loopback names only; whoever binds it elsewhere must give one.
     """
+    shelf = Shelf(store, settings)
     app = FastAPI(
         title="affectome",
         description="Runs, results, SQL and hidden states of one store; read only.",
@@ -46,13 +47,13 @@ def application(store: Store, settings: Settings) -> FastAPI:
         redirect_slashes=False,
         responses={status: {"model": Refusal, "description": said} for status, said in _REFUSALS.items()},
     )
-    shelf = Shelf(store, settings)
     drawn = planes.Planes(shelf)
     app.include_router(pages.router())
     app.include_router(runs.router(shelf))
     app.include_router(states.router(shelf))
     app.include_router(planes.router(shelf, drawn))
     app.include_router(statements.router(shelf))
+    app.state.queries = shelf.queries  # for whoever ends it before the process ends
     tell_errors(app)
     app.add_middleware(Turns, settings=settings)
     app.add_middleware(Access, token=settings.token)  # the last one is asked first

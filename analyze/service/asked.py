@@ -54,7 +54,7 @@ class Which:
             if absent is not None:
                 raise ValueError(f"run {run.run_id} has no row {absent}; its rows are 0 to {n_rows - 1:,}")
             return np.asarray(self.rows, np.int64)
-        return np.arange(n_rows) if self.where is None else shelf.matching(run.utterances(), self.where)
+        return np.arange(n_rows) if self.where is None else shelf.queries.matching(run.run_id, self.where)
 
     def page(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those rows that offset and limit leave."""

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from analyze.service.answers import refusal
-from analyze.service.limits import OverLimitError
+from analyze.service.limits import BusyError, OverLimitError
 from extract.store import UnknownRunError
 
 _CHOICES = "docs/serve.md and /openapi.json say what can be asked"
@@ -24,6 +24,7 @@ def tell_errors(app: FastAPI) -> None:
     """Make an application answer what it cannot do in this form."""
     app.add_exception_handler(OverLimitError, lambda _, error: refusal(str(error), 413))
     app.add_exception_handler(UnknownRunError, lambda _, error: refusal(str(error), 404))
+    app.add_exception_handler(BusyError, lambda _, error: refusal(str(error), 429, {"retry-after": "1"}))
     app.add_exception_handler(ValueError, lambda _, error: refusal(str(error) or "this cannot be answered", 400))
     app.add_exception_handler(OSError, lambda _, error: refusal(f"the store cannot be read now: {error}", 503))
     app.add_exception_handler(RequestValidationError, _wrong_form)

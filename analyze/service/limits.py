@@ -24,6 +24,10 @@ class OverLimitError(ValueError):
     """A request asks for more than a service gives at once."""
 
 
+class BusyError(Exception):
+    """As much as may be is at work; it can be asked again."""
+
+
 def check_rows(n_rows: int, most: int, what: str = "rows") -> None:
     """Refuse too many rows.
 

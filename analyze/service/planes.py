@@ -104,8 +104,9 @@ def _classes(utterances: pa.Table, column: str, rows_N: NDArray[np.int64]) -> tu
     return classes, codes.to_pylist()
 
 
-def _short(points: NDArray[np.float64]) -> NDArray[np.float64]:
+def _short(points_N2: NDArray[np.float32]) -> NDArray[np.float64]:
     """Numbers to a few significant digits."""
+    points = points_N2.astype(np.float64)
     with np.errstate(divide="ignore"):
         places = _DIGITS - 1 - np.floor(np.log10(np.abs(points)))
     scale = 10.0 ** np.where(np.isfinite(places), places, 0)

@@ -14,7 +14,9 @@ class Settings:
     token: str | None = field(default=None, repr=False)
     """What every request must show; None for a service that answers on the machine's own loopback names only."""
     most_bytes: int = 256 << 20
-    """Bytes of states, utterances or an answer in one response, before they are written as JSON or Arrow."""
+    """Bytes of states, utterances or an answer in one response."""
+    most_json_bytes: int = 32 << 20
+    """The same, where they are written as JSON, which takes several times the memory."""
     most_rows: int = 100_000
     """Rows of utterances or of an answer to SQL in one response."""
     most_projected: int = 200_000
@@ -29,6 +31,8 @@ class Settings:
     """What a statement or a condition in SQL may take beside its tables."""
     at_once: int = 4
     """Requests that are answered at once; it bounds the memory of the service together with the limits above."""
+    queries_at_once: int = 2
+    """Statements and conditions in SQL that run at once, each in a process of its own."""
     wait_s: float = 5.0
     """Seconds that a request waits for its turn before it is told to come again."""
     stall_s: float = 60.0

@@ -9,15 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
-
-from analyze.condition import matching
 from analyze.query import Run, Store
-from analyze.sealed import TooMuchMemoryError
 from analyze.service.kept import Kept
-from analyze.service.limits import OverLimitError
+from analyze.service.queries import Queries
 from analyze.service.settings import Settings
 
 _RUNS_KEPT = 32
@@ -39,6 +33,8 @@ class Shelf:
         """The store."""
         self.settings = settings
         """How much is given at once."""
+        self.queries = Queries(store.location, settings)
+        """Answers SQL over it."""
         self._opened = Kept[str, _Opened](_RUNS_KEPT)
 
     @contextmanager
@@ -64,25 +60,3 @@ class Shelf:
             return _Opened(run, run.stored.log_lengths())
 
         return self._opened.get(run_id, make)
-
-    def matching(self, utterances: pa.Table, where: str) -> NDArray[np.int64]:
-        """The rows of a condition, ascending.
-
-        Raises:
-            ValueError: it is not SQL over these columns.
-            OverLimitError: it takes too much time or memory.
-        """
-        with self.bounded():
-            return matching(utterances, where, timeout_s=self.settings.timeout_s, memory=self.settings.memory)
-
-    @contextmanager
-    def bounded(self) -> Iterator[None]:
-        """Tell a query that took too much.
-
-        Raises:
-            OverLimitError: it did.
-        """
-        try:
-            yield
-        except (TimeoutError, TooMuchMemoryError) as error:
-            raise OverLimitError(str(error)) from error

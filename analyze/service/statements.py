@@ -2,7 +2,6 @@
 
 from typing import Annotated, Any
 
-import pyarrow as pa
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,9 +9,7 @@ from analyze.exporting import json_rows
 from analyze.service.answers import ARROW, arrow_answer, json_answer
 from analyze.service.asked import Form
 from analyze.service.documents import AnswerDocument
-from analyze.service.limits import check_bytes
 from analyze.service.shelf import Shelf
-from analyze.sql import Answer, answer
 
 _ROWS = 1000
 
@@ -38,27 +35,12 @@ def router(shelf: Shelf) -> APIRouter:
     def sql(statement: Statement) -> Response:
         """Rows that a SELECT gives."""
         limit = min(statement.limit, settings.most_rows)
-        with shelf.bounded(), answer(shelf.store, statement.sql, timeout_s=settings.timeout_s, memory=settings.memory) as found:
-            table, truncated = _first(found, limit, settings.most_bytes)
         if statement.format == "arrow":
+            table, truncated = shelf.queries.first_rows(statement.sql, limit, settings.most_bytes)
             return arrow_answer(table.replace_schema_metadata({"truncated": str(truncated).lower()}))
+        table, truncated = shelf.queries.first_rows(statement.sql, limit, settings.most_json_bytes)
         columns: list[dict[str, Any]] = [{"name": field.name, "type": str(field.type)} for field in table.schema]
         rows = [row for batch in table.to_batches() for row in json_rows(batch)]
         return json_answer({"columns": columns, "rows": rows, "truncated": truncated})
 
     return routes
-
-
-def _first(found: Answer, limit: int, most_bytes: int) -> tuple[pa.Table, bool]:
-    """The first rows of an answer, and whether there are more."""
-    batches: list[pa.RecordBatch] = []
-    n_rows = n_bytes = 0
-    for batch in found.batches:
-        if n_rows + batch.num_rows > limit:
-            batches.append(batch.slice(0, limit - n_rows))
-            return pa.Table.from_batches(batches, found.schema), True
-        batches.append(batch)
-        n_rows += batch.num_rows
-        n_bytes += batch.nbytes
-        check_bytes(n_bytes, most_bytes)
-    return pa.Table.from_batches(batches, found.schema), False

@@ -36,7 +36,7 @@ def router(shelf: Shelf) -> APIRouter:
             page = which.page(chosen)
             check_rows(len(page), settings.most_rows)
             found = taken(opened.utterances(), page)
-        check_bytes(found.nbytes, settings.most_bytes)
+        check_bytes(found.nbytes, settings.most_bytes if form == "arrow" else settings.most_json_bytes)
         if form == "arrow":
             return arrow_answer(found)
         return json_answer({"n": len(chosen), "rows": [row for batch in found.to_batches() for row in json_rows(batch)]})

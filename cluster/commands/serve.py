@@ -44,14 +44,11 @@ def serve(
 ) -> None:
     """Serve a store over HTTP, to programs and to a browser; nothing can be written through it."""
     from analyze.query import open_store
-    from analyze.sealed import sealed
     from analyze.service.access import checked_token, is_loopback, new_token
     from analyze.service.app import application
     from analyze.service.settings import Settings
 
     opened = open_store(store)
-    with sealed({}, memory):  # refuses what is no amount of memory
-        pass
     asked = None if token is None else checked_token(token)
     if asked is None and not is_loopback(host):
         asked = new_token()
