@@ -131,11 +131,11 @@ export function pointField({ field, canvas, marks }, { onHover, onPick, onView }
   new ResizeObserver(redraw).observe(field);
 
   return {
-    /** Show other points, all of them; null for none. */
-    show(next) {
+    /** Show other points, null for none: all of them, or as much of the plane as before where it is the same. */
+    show(next, samePlane = false) {
       cloud = next ?? EMPTY;
       pointed = -1;
-      view = null;
+      if (!samePlane) view = null;
       drawNow();
     },
     /** @param {string[]} names of each class and of none, as `#RRGGBB` @param {boolean[]} shown whether each is drawn */

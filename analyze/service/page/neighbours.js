@@ -18,6 +18,7 @@ const HINT =
  */
 export function neighbours(section, { texts, colourOf, onQuery, onMetric, onMark }) {
   const parts = partsOf(section), own = panel(section);
+  let listedOf = ""; // what is listed, so that it is not asked for twice
 
   /**
    * Ask for the neighbours and list them; without a query, list none.
@@ -25,6 +26,9 @@ export function neighbours(section, { texts, colourOf, onQuery, onMetric, onMark
    */
   async function show(view) {
     const { run, site, layer, where, metric, query } = view;
+    const asked = JSON.stringify([run.run_id, site, layer, where, metric, query]);
+    if (asked === listedOf) return;
+    listedOf = asked;
     parts.text.value = query.text;
     parts.metric.value = metric;
     parts.direction.value = query.along;
@@ -47,7 +51,10 @@ export function neighbours(section, { texts, colourOf, onQuery, onMetric, onMark
       return found;
     });
     if (!answer) {
-      if (own.refused()) parts.answers.replaceChildren();
+      if (own.refused()) {
+        listedOf = "";
+        parts.answers.replaceChildren();
+      }
       return;
     }
     const lists = query.along

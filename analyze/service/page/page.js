@@ -48,9 +48,8 @@ async function go(changes) {
   if (changed("site")) settle();
   else if (changed("layer")) map.select(state.layer);
   if (changed("probe", "site")) showMap();
-  if (changed("site", "layer", "at", "where", "colour")) await showPlane();
-  if (changed("site", "layer", "where", "metric", "text", "row", "along")) await showNeighbours();
-  return undefined;
+  if (changed("site", "layer", "at", "where", "colour") && !(await showPlane())) return undefined;
+  return showNeighbours();
 }
 
 /** Read the run that the state names, or the first that has something to show. */
@@ -77,8 +76,7 @@ async function open() {
   settle();
   if (found.persistence) curves.show(run, found.persistence.rows);
   showMap();
-  await showPlane();
-  await showNeighbours();
+  if (await showPlane()) await showNeighbours();
 }
 
 /** Choices that the state leaves open, or names as they are not, become what there is. */
@@ -104,11 +102,13 @@ function showMap() {
   map.select(state.layer);
 }
 
+/** Whether the projection, drawn or refused, is that of the state; no other took its place. */
 function showPlane() {
   const { run, columns } = opened, { layer, at, where, colour } = state;
   return plane.show({ run, site: siteOf(run), layer, at, where, colour, columns });
 }
 
+/** After the projection, so that the server knows the plane in which a sentence is placed. */
 function showNeighbours() {
   const { site, layer, where, metric, text, row, along } = state;
   return near.show({ run: opened.run, site, layer, where, metric, query: { text, row, along } });

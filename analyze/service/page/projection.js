@@ -29,6 +29,7 @@ export function projection(section, { texts, onPick, onHide, onColour, onOffset 
 
   /**
    * Ask for the points of a layer and draw them.
+   * @returns {Promise<boolean>} false where a newer call took its place
    * @param {{run: object, site: object, layer: number, at: number | null, where: string, colour: string, columns: string[]}} view
    */
   async function show(view) {
@@ -42,9 +43,12 @@ export function projection(section, { texts, onPick, onHide, onColour, onOffset 
     choose(parts.colour, view.columns.map((column) => [column, column]), colour);
     hover(-1);
     if (!given) {
-      if (own.refused()) clear();
-      return;
+      const refused = own.refused();
+      if (refused) clear();
+      return refused;
     }
+    const same = shown !== null && ["run", "site", "layer", "at", "where"].every((name) => shown[name] === view[name]);
+    if (!same) marked.place = null; // it was a place in another plane
     const label = given.classes.length ? Int16Array.from(given.label) : new Int16Array(given.row.length).fill(-1);
     const cloud = { row: Int32Array.from(given.row), x: Float32Array.from(given.x), y: Float32Array.from(given.y), label };
     const rest = cloud.label.includes(-1);
@@ -55,10 +59,11 @@ export function projection(section, { texts, onPick, onHide, onColour, onOffset 
     parts.along.textContent = `second axis, ${second}`;
     recolour();
     writeLegend();
-    points.show(cloud);
+    points.show(cloud, same);
     mark({});
     list();
     own.drawn(`${run.run_id} ${site} ${layer}`);
+    return true;
   }
 
   /** Without points: what is on the screen would be another layer's. */
