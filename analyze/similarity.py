@@ -26,7 +26,8 @@ METRICS = ("cosine", "dot", "euclidean")
 
 _BLOCK_BYTES = 4 << 20  # what a processor's caches hold: larger blocks take up to five times as long
 _FEWEST_ROWS = 128  # of a block, however many queries there are
-_BUFFER_BYTES = 16 << 20  # read at once, of what a buffer holds as float32
+_FEWEST_QUERIES = 32  # for a matrix product: over so small a one BLAS's threads mostly wait for each other
+_BUFFER_BYTES = 32 << 20  # read at once, of what a buffer holds as float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,18 +269,20 @@ class _Best:
 def _blocks(
     run: Run, site: str, layer: int, where: str | None, origin_D: Floats | None, n_queries: int
 ) -> Iterator[tuple[NDArray[np.int64], Floats]]:
-    """Rows in order, and their states seen from the origin, (B, D)."""
+    """Rows in order, and their states seen from the origin, (B, D), until the next block."""
     width = run.manifest.width
     n_block = max(_FEWEST_ROWS, _BLOCK_BYTES // (8 * max(width, n_queries)))
+    memory_BD = np.empty((n_block, width))  # of all blocks: new memory for each takes longer than what is computed with it
     for batch in run.batches(site, layer, n_block, where, buffer_rows=max(n_block, _BUFFER_BYTES // (4 * width))):
-        states_BD = batch.hidden.astype(np.float64)
+        states_BD = memory_BD[: len(batch.rows)]
+        np.copyto(states_BD, batch.hidden)
         if origin_D is not None:
             states_BD -= origin_D
         yield batch.rows, states_BD
 
 
 def _squares(vectors_ND: Floats) -> Floats:
-    return np.asarray(np.einsum("nd,nd->n", vectors_ND, vectors_ND))
+    return np.asarray(np.vecdot(vectors_ND, vectors_ND))
 
 
 def _scaled(vectors_QD: Floats) -> Floats:
@@ -289,6 +292,8 @@ def _scaled(vectors_QD: Floats) -> Floats:
 
 def _product(queries_QD: Floats, device: str) -> Callable[[Floats], Floats]:
     """What multiplies queries with the states of a block, (B, D) to (Q, B)."""
+    if device == "cpu" and len(queries_QD) < _FEWEST_QUERIES:
+        return lambda states_BD: np.vecdot(queries_QD[:, None], states_BD)
     if device == "cpu":
         return lambda states_BD: queries_QD @ states_BD.T
     import torch
