@@ -6,7 +6,7 @@ Shape suffixes: N rows, B rows of a batch, D width, K classes.
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from analyze.columns import LABEL, NUMBERS, form_of, usual_kind
 from analyze.linear import LinearProbe
@@ -68,7 +68,7 @@ def mean_difference(run: Run, site: str, layer: int, where: str, other: str) -> 
     return mean_state(run, site, layer, where) - mean_state(run, site, layer, other)
 
 
-def mean_state(run: Run, site: str, layer: int, where: str | None = None) -> Floats:
+def mean_state(run: Run, site: str, layer: int, where: str | None = None, *, rows: ArrayLike | None = None) -> Floats:
     """The mean state of utterances, (D,), added up in float64 and in bounded memory.
 
     Raises:
@@ -76,11 +76,12 @@ def mean_state(run: Run, site: str, layer: int, where: str | None = None) -> Flo
     """
     check_one_state(run, site)
     sum_D, n_rows = np.zeros(run.manifest.width), 0
-    for batch in run.batches(site, layer, _ROWS_AT_ONCE, where):
+    for batch in run.batches(site, layer, _ROWS_AT_ONCE, where, rows=rows):
         sum_D += batch.hidden.sum(axis=0, dtype=np.float64)
         n_rows += len(batch.rows)
     if not n_rows:
-        raise ValueError(f"no utterance of run {run.run_id} fulfils {where!r}, so there is no mean of them")
+        which = "is given" if where is None else f"fulfils {where!r}"
+        raise ValueError(f"no utterance of run {run.run_id} {which}, so there is no mean of them")
     return sum_D / n_rows
 
 

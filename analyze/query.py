@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # it takes seconds to load, and whoever wants arrays needs no
     import torch
 
     from analyze.dataset import StreamedStates
+    from analyze.finding import Queries
 
 
 class Which(TypedDict, total=False):
@@ -246,6 +247,28 @@ class Run:
         from analyze.dataset import StreamedStates
 
         return StreamedStates(self._stream(site, layer, size, where, dtype, **streaming), rank, world_size)
+
+    def nearest(
+        self,
+        site: str,
+        layer: int,
+        queries: "Queries",
+        k: int = 10,
+        where: str | None = None,
+        *,
+        metric: str = "cosine",
+        centred: bool = False,
+    ) -> pa.Table:
+        """The utterances nearest to texts or vectors, exactly; as analyze.finding.nearest_utterances."""
+        from analyze.finding import nearest_utterances
+
+        return nearest_utterances(self, site, layer, queries, k, where, metric=metric, centred=centred)
+
+    def along(self, site: str, layer: int, direction: ArrayLike, k: int = 10, where: str | None = None) -> pa.Table:
+        """The utterances at both ends of a direction (analyze.directions); as analyze.finding.utterances_along."""
+        from analyze.finding import utterances_along
+
+        return utterances_along(self, site, layer, direction, k, where)
 
     def opened_again(self) -> "Run":
         """The same run, opened anew in this process."""

@@ -26,7 +26,8 @@ METRICS = ("cosine", "dot", "euclidean")
 
 _BLOCK_BYTES = 4 << 20  # what a processor's caches hold: larger blocks take up to five times as long
 _FEWEST_ROWS = 128  # of a block, however many queries there are
-_BUFFER_BYTES = 16 << 20  # read at once, of what a buffer holds as float32
+_FEWEST_QUERIES = 32  # for a matrix product: over so small a one BLAS's threads mostly wait for each other
+_BUFFER_BYTES = 32 << 20  # read at once, of what a buffer holds as float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ def nearest(
     metric: str = "cosine",
     origin_D: ArrayLike | None = None,
     where: str | None = None,
+    rows: ArrayLike | None = None,
     device: str = "cpu",
 ) -> Neighbours:
     """The k rows of a run nearest to each query.
@@ -78,7 +80,7 @@ def nearest(
     A query that is a stored row finds that row too. The cosine of a state of zeros is 0 with everything.
 
     Args:
-        site, layer, where: as in Run.hidden; the site keeps one state of each utterance.
+        site, layer, where, rows: as in Run.hidden, each row once; the site keeps one state of each utterance.
         queries_QD: Q vectors as wide as the states, or one, (D,).
         k: how many neighbours, from 1; all rows where there are fewer.
         metric: one of METRICS.
@@ -106,7 +108,7 @@ def nearest(
     scoring, multiply = _SCORINGS[metric], _product(queries_QD, device)
     slack, qq_Q = 4 * (run.manifest.width + 8) * np.finfo(np.float64).eps, _squares(queries_QD)
     best = [_Best(k) for _ in queries_QD]
-    for rows_B, states_BD in _blocks(run, site, layer, where, origin, len(queries_QD)):
+    for rows_B, states_BD in _blocks(run, site, layer, where, rows, origin, len(queries_QD)):
         lower_QB, upper_QB = scoring.bounds(multiply(states_BD), qq_Q[:, None], _squares(states_BD), slack)
         least_Q1 = np.array([[found.least] for found in best])
         for index in np.flatnonzero((upper_QB >= least_Q1).any(axis=1)):
@@ -124,6 +126,7 @@ def along(
     k: int,
     *,
     where: str | None = None,
+    rows: ArrayLike | None = None,
     device: str = "cpu",
 ) -> Extremes:
     """The k rows of a run that lie furthest along a direction, and the k that lie furthest against it.
@@ -132,7 +135,7 @@ def along(
 
     Args:
         direction_D: any length but 0, such as from analyze.directions.
-        site, layer, k, where, device: as in `nearest`.
+        site, layer, k, where, rows, device: as in `nearest`.
 
     Raises:
         ValueError: as from `nearest`; or the direction is 0 everywhere.
@@ -144,7 +147,7 @@ def along(
     if not scaled_D.any():
         raise ValueError("the direction is 0 everywhere, so no state lies along it")
     unit_D = scaled_D / np.linalg.norm(scaled_D)
-    both = nearest(run, site, layer, np.stack([unit_D, -unit_D]), k, metric="dot", where=where, device=device)
+    both = nearest(run, site, layer, np.stack([unit_D, -unit_D]), k, metric="dot", where=where, rows=rows, device=device)
     return Extremes(Ranked(both.rows_QK[0], both.scores_QK[0]), Ranked(both.rows_QK[1], 0.0 - both.scores_QK[1]))
 
 
@@ -266,20 +269,23 @@ class _Best:
 
 
 def _blocks(
-    run: Run, site: str, layer: int, where: str | None, origin_D: Floats | None, n_queries: int
+    run: Run, site: str, layer: int, where: str | None, rows: ArrayLike | None, origin_D: Floats | None, n_queries: int
 ) -> Iterator[tuple[NDArray[np.int64], Floats]]:
-    """Rows in order, and their states seen from the origin, (B, D)."""
+    """Rows in order, and their states seen from the origin, (B, D), until the next block."""
     width = run.manifest.width
     n_block = max(_FEWEST_ROWS, _BLOCK_BYTES // (8 * max(width, n_queries)))
-    for batch in run.batches(site, layer, n_block, where, buffer_rows=max(n_block, _BUFFER_BYTES // (4 * width))):
-        states_BD = batch.hidden.astype(np.float64)
+    memory_BD = np.empty((n_block, width))  # of all blocks: new memory for each takes longer than what is computed with it
+    buffer_rows = max(n_block, _BUFFER_BYTES // (4 * width))
+    for batch in run.batches(site, layer, n_block, where, rows=rows, buffer_rows=buffer_rows):
+        states_BD = memory_BD[: len(batch.rows)]
+        np.copyto(states_BD, batch.hidden)
         if origin_D is not None:
             states_BD -= origin_D
         yield batch.rows, states_BD
 
 
 def _squares(vectors_ND: Floats) -> Floats:
-    return np.asarray(np.einsum("nd,nd->n", vectors_ND, vectors_ND))
+    return np.asarray(np.vecdot(vectors_ND, vectors_ND))
 
 
 def _scaled(vectors_QD: Floats) -> Floats:
@@ -289,6 +295,8 @@ def _scaled(vectors_QD: Floats) -> Floats:
 
 def _product(queries_QD: Floats, device: str) -> Callable[[Floats], Floats]:
     """What multiplies queries with the states of a block, (B, D) to (Q, B)."""
+    if device == "cpu" and len(queries_QD) < _FEWEST_QUERIES:
+        return lambda states_BD: np.vecdot(queries_QD[:, None], states_BD)
     if device == "cpu":
         return lambda states_BD: queries_QD @ states_BD.T
     import torch

@@ -59,7 +59,9 @@ def _json_pieces(table: pa.Table) -> Iterator[bytes]:
 
 
 def _rows_of_piece(table: pa.Table) -> int:
-    return max(1, _PIECE_BYTES * table.num_rows // max(1, int(table.nbytes)))
+    n_bytes: int = table.nbytes
+    n_rows: int = table.num_rows
+    return max(1, _PIECE_BYTES * n_rows // max(1, n_bytes))
 
 
 def _json(value: Any) -> str:

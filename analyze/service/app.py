@@ -9,7 +9,7 @@ from fastapi import FastAPI
 import analyze.report.tables
 import analyze.results  # noqa: F401 - these take seconds to load: before the first request, not while it waits
 from analyze.query import Store
-from analyze.service import pages, planes, runs, statements, states
+from analyze.service import pages, planes, runs, search, statements, states
 from analyze.service.access import Access
 from analyze.service.documents import Refusal
 from analyze.service.errors import tell_errors
@@ -52,6 +52,7 @@ def application(store: Store, settings: Settings) -> FastAPI:
     app.include_router(runs.router(shelf))
     app.include_router(states.router(shelf))
     app.include_router(planes.router(shelf, drawn))
+    app.include_router(search.router(shelf, drawn))
     app.include_router(statements.router(shelf))
     app.state.queries = shelf.queries  # for whoever ends it before the process ends
     tell_errors(app)

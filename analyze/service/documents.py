@@ -143,3 +143,25 @@ class AnswerDocument:
     """Its rows."""
     truncated: bool
     """Whether there are more than these."""
+
+
+@dataclass(frozen=True, slots=True)
+class NeighboursDocument:
+    """The utterances nearest to something."""
+
+    metric: str
+    """How near was measured."""
+    neighbours: Sequence[Row]
+    """The nearest first: `row`, `utterance_id`, `text`, `label` where there is one, and `score`."""
+    place: tuple[float, float] | None
+    """Where what was asked for lies in the plane of this site and layer that was drawn last; null where none was."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExtremesDocument:
+    """Both ends of a direction."""
+
+    top: Sequence[Row]
+    """The utterances furthest along it, as neighbours; `score` is the projection on the direction at length 1."""
+    bottom: Sequence[Row]
+    """Those furthest against it."""

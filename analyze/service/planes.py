@@ -72,7 +72,7 @@ def router(shelf: Shelf, planes: Planes) -> APIRouter:
         with shelf.run(run) as opened:
             placed = planes.draw(opened, site, layer, at, where)
             classes, label_N = ([], []) if colour is None else _classes(opened.utterances(), colour, placed.rows_N)
-        x_N, y_N = _short(placed.points_N2).T.tolist()
+        x_N, y_N = short(placed.points_N2).T.tolist()
         return json_answer(
             {
                 "row": placed.rows_N.tolist(),
@@ -104,7 +104,7 @@ def _classes(utterances: pa.Table, column: str, rows_N: NDArray[np.int64]) -> tu
     return classes, codes.to_pylist()
 
 
-def _short(points_N2: NDArray[np.float32]) -> NDArray[np.float64]:
+def short(points_N2: NDArray[np.float32]) -> NDArray[np.float64]:
     """Numbers to a few significant digits."""
     points = points_N2.astype(np.float64)
     with np.errstate(divide="ignore"):

@@ -23,6 +23,8 @@ class Settings:
     """Utterances in one plane."""
     most_neighbours: int = 1_000
     """Neighbours of one query."""
+    texts: bool = True
+    """Whether neighbours of new texts may be asked for, for which the run's model is loaded into the service."""
     most_body_bytes: int = 1 << 20
     """Bytes of what a request may send."""
     timeout_s: float = 30.0

@@ -39,6 +39,9 @@ def serve(
             help="What every request must show; better given in the environment, where other users do not see it.",
         ),
     ] = None,
+    texts: Annotated[
+        bool, typer.Option("--texts/--no-texts", help="Whether new texts may be sent through a run's model, which loads it.")
+    ] = True,
     timeout: Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds that SQL may take.")] = DEFAULT_TIMEOUT_S,
     memory: Annotated[str, typer.Option("--memory", help="Memory that SQL may take.")] = DEFAULT_MEMORY,
 ) -> None:
@@ -53,7 +56,7 @@ def serve(
     if asked is None and not is_loopback(host):
         asked = new_token()
     with contextlib.closing(_listening(host, port)) as listening:
-        app = application(opened, Settings(token=asked, timeout_s=timeout, memory=memory))
+        app = application(opened, Settings(token=asked, texts=texts, timeout_s=timeout, memory=memory))
         typer.echo(f"serving {opened.location} at {_url(host, listening)} until Ctrl-C")
         if asked is not None and token is None:
             note(f"every request must show this token, which is another one each time: {asked}")
