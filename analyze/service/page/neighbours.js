@@ -22,11 +22,12 @@ export function neighbours(section, { texts, colourOf, onQuery, onMetric, onMark
 
   /**
    * Ask for the neighbours and list them; without a query, list none.
-   * @param {{run: object, site: string, layer: number, where: string, metric: string, query: Query}} view
+   * @param {{run: object, site: string, layer: number, where: string, column: string, metric: string, query: Query}} view the ends
+   *   of a direction are among all rows, whatever `where` says; `column` is what its probe reads
    */
   async function show(view) {
-    const { run, site, layer, where, metric, query } = view;
-    const asked = JSON.stringify([run.run_id, site, layer, where, metric, query]);
+    const { run, site, layer, where, column, metric, query } = view;
+    const asked = JSON.stringify([run.run_id, site, layer, where, column, metric, query]);
     if (asked === listedOf) return;
     listedOf = asked;
     parts.text.value = query.text;
@@ -40,15 +41,14 @@ export function neighbours(section, { texts, colourOf, onQuery, onMetric, onMark
       delete section.dataset.drawn;
       return;
     }
-    const shared = { site, layer, k: K, where: where || null };
     const answer = await own.attempt("Looking …", async (signal) => {
-      if (query.along) return ask(ofRun(run.run_id, "along"), { signal, body: { ...shared, label: query.along } });
-      const asked = query.text ? { text: query.text } : { row: query.row };
+      if (query.along) return ask(ofRun(run.run_id, "along"), { signal, body: { site, layer, k: K, label: query.along, column } });
+      const body = { site, layer, metric, where: where || null, ...(query.text ? { k: K, text: query.text } : { k: K + 1, row: query.row }) };
       const [found] = await Promise.all([
-        ask(ofRun(run.run_id, "neighbours"), { signal, body: { ...shared, ...asked, metric } }),
+        ask(ofRun(run.run_id, "neighbours"), { signal, body }),
         query.row === null ? null : texts.of(run.run_id, [query.row], signal),
       ]);
-      return found;
+      return { ...found, neighbours: found.neighbours.filter((one) => one.row !== query.row).slice(0, K) }; // a row is its own nearest
     });
     if (!answer) {
       if (own.refused()) {
@@ -64,7 +64,7 @@ export function neighbours(section, { texts, colourOf, onQuery, onMetric, onMark
     texts.keep(run.run_id, rows);
     parts.answers.classList.toggle("two", lists.length > 1);
     parts.answers.replaceChildren(...lists.map(([title, found]) => listOf(title, found)));
-    onMark({ rows: rows.map((one) => one.row), chosen: query.row, strong: null, place: answer.place ?? null });
+    onMark({ rows: rows.map((one) => one.row), chosen: query.row, strong: null, place: query.text ? answer.place : null });
     own.drawn(`${run.run_id} ${site} ${layer}`);
   }
 

@@ -110,8 +110,9 @@ function showPlane() {
 
 /** After the projection, so that the server knows the plane in which a sentence is placed. */
 function showNeighbours() {
-  const { site, layer, where, metric, text, row, along } = state;
-  return near.show({ run: opened.run, site, layer, where, metric, query: { text, row, along } });
+  const { site, layer, where, metric, text, row, along } = state, { run, results } = opened;
+  const column = results.find((one) => one.name === state.probe)?.column ?? "label";
+  return near.show({ run, site, layer, where, column, metric, query: { text, row, along } });
 }
 
 function siteOf(run) {
