@@ -44,8 +44,8 @@ from extract.stored_run import StoredRun
 LAYERS = 12
 TIMES = 5
 LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
-PICTURE_OF = "site=resid.mean&layer=16&text="
-SENTENCE = "He read my diary out loud at dinner, and they all laughed."
+PICTURE_OF = "site=resid.last&layer=28&text="
+SENTENCE = "They moved the meeting again and nobody told me."
 _CLICK = """layer => {
     performance.clearMarks("projection drawn");
     window.clicked = performance.now();
@@ -139,8 +139,8 @@ def take_picture(browser: Browser, url: str, file: Path) -> None:
         mark(page, "neighbours")
         field = page.locator("#projection .field").bounding_box()
         assert field is not None, "it is on the page"
-        for step in range(200):  # the first point below the middle
-            page.mouse.move(field["x"] + field["width"] * (0.3 + step / 2000), field["y"] + field["height"] * 0.8)
+        for step in range(200):  # the first point from there to the right
+            page.mouse.move(field["x"] + field["width"] * (0.2 + step / 1000), field["y"] + field["height"] * 0.3)
             if page.locator(".tip").is_visible():
                 break
         page.wait_for_timeout(500)

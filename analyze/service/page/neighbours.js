@@ -63,7 +63,8 @@ export function neighbours(section, { texts, colourOf, onQuery, onMetric, onMark
     const rows = lists.flatMap(([, found]) => found);
     texts.keep(run.run_id, rows);
     parts.answers.classList.toggle("two", lists.length > 1);
-    parts.answers.replaceChildren(...lists.map(([title, found]) => listOf(title, found)));
+    const digits = digitsOf(rows.map((one) => one.score));
+    parts.answers.replaceChildren(...lists.map(([title, found]) => listOf(title, found, digits)));
     onMark({ rows: rows.map((one) => one.row), chosen: query.row, strong: null, place: query.text ? answer.place : null });
     own.drawn(`${run.run_id} ${site} ${layer}`);
   }
@@ -73,15 +74,15 @@ export function neighbours(section, { texts, colourOf, onQuery, onMetric, onMark
     return `Nearest to row ${count(query.row)}: “${short(texts.known(run.run_id, query.row)?.text ?? "", 120)}”`;
   }
 
-  function listOf(title, found) {
-    return make("div", {}, make("h3", {}, title), make("ol", {}, ...found.map(entry)));
+  function listOf(title, found, digits) {
+    return make("div", {}, make("h3", {}, title), make("ol", {}, ...found.map((one) => entry(one, digits))));
   }
 
-  function entry(one) {
+  function entry(one, digits) {
     const label = one.label === undefined || one.label === null ? "" : String(one.label);
     const chip = make("span", { class: "label" }, make("span", { class: "swatch" }), short(label, 18));
     chip.style.setProperty("--colour", colourOf(label) ?? "transparent");
-    const button = make("button", { type: "button" }, make("span", { class: "score" }, written(one.score)), chip, make("span", { class: "text" }, String(one.text)));
+    const button = make("button", { type: "button" }, make("span", { class: "score" }, one.score.toFixed(digits)), chip, make("span", { class: "text" }, String(one.text)));
     button.dataset.row = String(one.row);
     button.title = `row ${count(one.row)}; click for its own neighbours`;
     for (const event of ["pointerenter", "focus"]) button.addEventListener(event, () => onMark({ strong: one.row }));
@@ -106,6 +107,9 @@ export function neighbours(section, { texts, colourOf, onQuery, onMetric, onMark
   };
 }
 
-function written(score) {
-  return Math.abs(score) < 10 ? score.toFixed(3) : score.toPrecision(4);
+/** Decimals of scores: as few as tell them apart, because cosines of raw states may all begin with 0.999. */
+function digitsOf(scores) {
+  const least = Math.max(...scores.map(Math.abs)) < 10 ? 3 : 1;
+  const apart = (digits) => new Set(scores.map((score) => score.toFixed(digits))).size === new Set(scores).size;
+  return [least, least + 1, least + 2].find(apart) ?? 6;
 }
