@@ -94,13 +94,25 @@ def answering(
 def _batches(
     reader: pa.RecordBatchReader, schema: pa.Schema, tables: Mapping[str, pa.Table], timeout_s: float, memory: str
 ) -> Iterator[pa.RecordBatch]:
+    exact = any(pa.types.is_decimal(kind) and kind.precision == 38 for kind in _types(schema))  # a HUGEINT may have 39 digits
     while True:
         with _told(tables, timeout_s, memory):
             try:
                 batch = reader.read_next_batch()
             except StopIteration:
                 return
+            if exact:
+                batch.validate(full=True)
         yield batch.rename_columns(schema.names)
+
+
+def _types(schema: pa.Schema) -> Iterator[pa.DataType]:
+    """The types of columns, and of what they hold."""
+    waiting = list(schema.types)
+    while waiting:
+        kind = waiting.pop()
+        yield kind
+        waiting += [kind.field(index).type for index in range(kind.num_fields)]
 
 
 def _check_types(relation: duckdb.DuckDBPyRelation) -> None:

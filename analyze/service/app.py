@@ -13,9 +13,9 @@ from analyze.service import pages, planes, runs, search, statements, states
 from analyze.service.access import Access
 from analyze.service.documents import Refusal
 from analyze.service.errors import tell_errors
-from analyze.service.limits import Turns
 from analyze.service.settings import Settings
 from analyze.service.shelf import Shelf
+from analyze.service.turns import Turns
 
 _REFUSALS = {
     400: "It cannot be answered.",

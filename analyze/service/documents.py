@@ -153,7 +153,7 @@ class NeighboursDocument:
     """How near was measured."""
     neighbours: Sequence[Row]
     """The nearest first: `row`, `utterance_id`, `text`, `label` where there is one, and `score`."""
-    place: tuple[float, float] | None
+    place: Sequence[float] | None
     """Where what was asked for lies in the plane of this site and layer that was drawn last; null where none was."""
 
 

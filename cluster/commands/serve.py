@@ -96,6 +96,7 @@ def _url(host: str, listening: socket.socket) -> str:
 def _answer(app: "FastAPI", listening: socket.socket) -> None:
     """Answer requests until SIGINT or SIGTERM, which is how a service ends well."""
     import uvicorn
+    from threadpoolctl import threadpool_limits
 
     config = uvicorn.Config(
         app,
@@ -109,7 +110,8 @@ def _answer(app: "FastAPI", listening: socket.socket) -> None:
     ends = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(each, lambda *_: None) for each in ends]  # uvicorn stops at one, and then raises it once more
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        with threadpool_limits(1, "blas"):  # requests run beside each other; threads of each would wait for the others'
+            uvicorn.Server(config).run(sockets=[listening])
     finally:
         for each, handler in zip(ends, before, strict=True):
             signal.signal(each, handler)
