@@ -121,6 +121,16 @@ def coloured_pixels(page: Page) -> list[int]:
     return found
 
 
+def redrawn(page: Page, before: list[int]) -> list[int]:
+    """Those pixels once they are others."""
+    for _ in range(200):
+        now = coloured_pixels(page)
+        if now != before:
+            return now
+        page.wait_for_timeout(50)
+    raise AssertionError("the projection stays as it was")
+
+
 def hovered(page: Page) -> tuple[int, float, float]:
     """Move the pointer onto a point of the projection: the row that the page says it is, and where it lies."""
     box = page.locator("#projection canvas").bounding_box()
@@ -128,6 +138,7 @@ def hovered(page: Page) -> tuple[int, float, float]:
     pixels = coloured_pixels(page)
     down, right = divmod(pixels[len(pixels) // 2], round(box["width"]))
     page.mouse.move(box["x"] + right, box["y"] + down)
+    expect(page.locator(".tip")).to_be_visible()
     return int(page.locator(".tip").get_attribute("data-row") or -1), box["x"] + right, box["y"] + down
 
 
@@ -186,15 +197,36 @@ def test_the_legend_hides_and_shows_the_points_of_a_label(opened: Opened) -> Non
         assert [fear.inner_text().split(), joy.inner_text().split()] == [[LABELS[0], "30"], [LABELS[1], "30"]]
         fear.click()
         expect(fear).to_have_attribute("aria-pressed", "false")
-        page.wait_for_timeout(100)
-        assert 0 < len(coloured_pixels(page)) < len(both)
+        one = redrawn(page, both)
+        assert 0 < len(one) < len(both)
         joy.click()
-        page.wait_for_timeout(100)
-        assert coloured_pixels(page) == []
+        assert redrawn(page, one) == []
         fear.click(modifiers=["Shift"])
         expect(fear).to_have_attribute("aria-pressed", "true")
         expect(joy).to_have_attribute("aria-pressed", "false")
         assert page.url.count("hide=") == 1
+
+
+def test_points_can_be_coloured_by_another_column(opened: Opened) -> None:
+    with opened() as page:
+        page.get_by_label("Colour").select_option("split")
+        expect(page.locator(".legend button")).to_have_text(["test20", "train40"])
+
+
+def test_the_wheel_and_a_drag_change_the_view_and_a_button_brings_all_of_it_back(opened: Opened) -> None:
+    with opened() as page:
+        whole = coloured_pixels(page)
+        _, x, y = hovered(page)
+        page.mouse.wheel(0, -300)
+        zoomed = redrawn(page, whole)
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.mouse.move(x + 40, y + 20)
+        page.mouse.up()
+        dragged = redrawn(page, zoomed)
+        assert page.locator("#neighbours li").count() == 0
+        page.get_by_role("button", name="Whole view").click()
+        assert redrawn(page, dragged) == whole
 
 
 def test_neighbours_of_a_sentence_are_those_of_the_library(run: Run, opened: Opened) -> None:
@@ -248,6 +280,11 @@ def test_only_rows_of_the_condition_are_shown_and_a_wrong_one_is_refused_in_a_se
         condition.fill("split = 'test'")
         condition.press("Enter")
         expect(page.locator(".which")).to_contain_text(", 20 rows")
+        page.get_by_label("A sentence").fill(SENTENCE)
+        page.get_by_label("A sentence").press("Enter")
+        rows, _, _ = listed(drawn(page, "neighbours"))
+        assert len(rows) == 10
+        assert min(rows) >= N_ROWS - 20
         condition.fill("colour = 1")
         condition.press("Enter")
         expect(status(page, "projection")).to_contain_text("colour")
@@ -301,6 +338,15 @@ def test_a_run_without_probes_has_its_layers_and_says_how_to_probe_it(chromium: 
         drawn(here.page, "projection", " 2")
         row, _, _ = hovered(here.page)
         expect(here.page.locator(".tip .what")).to_contain_text(f"row {row} · u{row}")
+
+
+def test_a_site_on_a_grid_is_projected_at_the_offset_that_is_chosen(chromium: Browser, plant: Plant) -> None:
+    run = plant(np.random.default_rng(0).standard_normal((2, 8, 3, 4)).astype(np.float32), {}, offsets=(0, 1, 4))
+    with served(open_store(run.stored.store_location)) as started, alone(chromium, started) as here:
+        drawn(here.page, "projection")
+        expect(here.page.locator(".which")).to_contain_text("offset 0, 8 rows")
+        here.page.locator('[data-part="at"]').select_option("4")
+        expect(here.page.locator(".which")).to_contain_text("offset 4, 8 rows")
 
 
 def test_a_run_that_is_not_complete_says_so(chromium: Browser, plant: Plant) -> None:
