@@ -1,5 +1,6 @@
 // The field of points: a canvas that zooms, moves and says which point is meant, and rings drawn over it.
 
+import { said } from "./axes.js";
 import { NONE, rgb } from "./colours.js";
 import { draw } from "./dom.js";
 import { moved, nearest, paint, wholeView, within, zoomed } from "./scatter.js";
@@ -11,7 +12,8 @@ const EMPTY = { row: new Int32Array(), x: new Float32Array(), y: new Float32Arra
 
 /**
  * @param {{field: HTMLElement, canvas: HTMLCanvasElement, marks: SVGElement}} parts
- * @param {{onHover: (index: number, left: number, top: number) => void, onPick: (index: number) => void, onView: () => void}} events
+ * @param {{onHover: (index: number, left: number, top: number) => void, onPick: (index: number) => void,
+ *   onView: () => void}} events
  */
 export function pointField({ field, canvas, marks }, { onHover, onPick, onView }) {
   let cloud = EMPTY, colours = [rgb(NONE)], seen = [true];
@@ -59,7 +61,8 @@ export function pointField({ field, canvas, marks }, { onHover, onPick, onView }
     const left = place[0] * at.scaleX + at.moveX, top = place[1] * at.scaleY + at.moveY;
     const before = left > field.clientWidth - 120;
     return draw("g", { class: "place", transform: `translate(${left} ${top})` },
-      draw("path", { class: "star", d: STAR }), draw("text", { x: before ? -12 : 12, y: 4, "text-anchor": before ? "end" : "start" }, "your sentence"));
+      draw("path", { class: "star", d: STAR }),
+      said("name", before ? -12 : 12, 4, "your sentence", before ? "end" : "start"));
   }
 
   function circle(index, at, kind) {

@@ -3,7 +3,7 @@
 //
 // Drawn as SVG, which can be read, hovered and tested; there are a few thousand cells at most.
 
-import { curve, interval, keyOf, linear, percent, rules, spaced, steps, upright } from "./axes.js";
+import { curve, interval, keyOf, linear, percent, rules, said, spaced, steps, upright } from "./axes.js";
 import { onScheme, seriesColour, viridis } from "./colours.js";
 import { choose, command, draw, make, partsOf, short } from "./dom.js";
 import { panel } from "./panel.js";
@@ -18,7 +18,7 @@ const LOWEST_ROW = 16, HIGHEST_ROW = 24, LOWEST_CURVES = 140, HIGHEST_CURVES = 3
  */
 export function layerMap(section, { onLayer, onResult }) {
   const parts = partsOf(section), own = panel(section);
-  let shown = null; // {run, site, layers, results, result}
+  let shown = null; // {run, site, sites, layers, results, result, scored: whether scores could be read}
   let selected = null;
   let places = null; // of what is drawn: {x, edges, curves, cells, bottom}
   const key = make("ul", { class: "key" });
@@ -34,7 +34,8 @@ export function layerMap(section, { onLayer, onResult }) {
     if (!shown) return;
     const { result, site, run, layers } = shown;
     const scored = result !== null && byLayer(result, site, metricOf(result).name).length > 0;
-    own.say(...(scored || !run.complete ? [] : ["Not probed yet: run ", command(`affectome probe STORE ${run.run_id} --site ${site}`), " and reload."]));
+    const probe = command(`affectome probe STORE ${run.run_id} --site ${site}`);
+    if (shown.scored) own.say(...(scored || !run.complete ? [] : ["Not probed yet: run ", probe, " and reload."]));
     const size = { width: Math.max(parts.plot.clientWidth, 260), height: Math.max(parts.plot.clientHeight, 240) };
     places = columns(layers, size.width);
     const svg = draw("svg", { width: size.width, role: "presentation" });
@@ -86,12 +87,12 @@ export function layerMap(section, { onLayer, onResult }) {
         return draw("rect", { class: "cell", x: edges[column], y: top + index * height, width: width + 0.4, height: height + 0.4,
           fill: viridis((point.value - floor) / (1 - floor)) });
       });
-      const name = draw("text", { class: "tick", x: LEFT - 7, y: top + (index + 0.5) * height + 4, "text-anchor": "end" }, short(label, 12));
+      const name = said("tick", LEFT - 7, top + (index + 0.5) * height + 4, short(label, 12), "end");
       name.append(draw("title", {}, label));
       return [name, ...cells];
     });
     return [
-      draw("text", { class: "caption", x: LEFT, y: top - 8 }, "AUROC of each label against the rest"),
+      said("caption", LEFT, top - 8, "AUROC of each label against the rest", "start"),
       ...colourBar(floor, top - 16),
       ...rows.flat(),
     ];
@@ -102,23 +103,23 @@ export function layerMap(section, { onLayer, onResult }) {
     const parts = Array.from({ length: n }, (_, index) =>
       draw("rect", { x: left + (index * width) / n, y, width: width / n + 0.4, height: BAR, fill: viridis((index + 0.5) / n) }));
     return [
-      draw("text", { class: "tick", x: left - 5, y: y + BAR, "text-anchor": "end" }, floor.toFixed(1)),
+      said("tick", left - 5, y + BAR, floor.toFixed(1), "end"),
       ...parts,
-      draw("text", { class: "tick", x: right, y: y + BAR, "text-anchor": "end" }, "1.0"),
+      said("tick", right, y + BAR, "1.0", "end"),
     ];
   }
 
   function layerTicks(bottom) {
     const centres = shown.layers.map(places.x);
-    const ticks = spaced(centres, 24).map((index) =>
-      draw("text", { class: "tick", x: centres[index], y: bottom + 15, "text-anchor": "middle" }, String(shown.layers[index])));
+    const ticks = spaced(centres, 24).map((index) => said("tick", centres[index], bottom + 15, String(shown.layers[index])));
     const middle = (LEFT + places.x(Infinity)) / 2;
-    return [...ticks, draw("text", { class: "caption", x: middle, y: bottom + 30, "text-anchor": "middle" }, "layer (0 = embedding output)")];
+    return [...ticks, said("caption", middle, bottom + 30, "layer (0 = embedding output)")];
   }
 
   function hitArea(layer, index, bottom) {
     const { edges } = places;
-    return draw("rect", { class: "hit", "data-layer": layer, x: edges[index], y: 0, width: edges[index + 1] - edges[index], height: bottom + FOOT });
+    const width = edges[index + 1] - edges[index];
+    return draw("rect", { class: "hit", "data-layer": layer, x: edges[index], y: 0, width, height: bottom + FOOT });
   }
 
   function writeKey(scored) {
@@ -168,9 +169,8 @@ export function layerMap(section, { onLayer, onResult }) {
     const areas = labelsOf(result, site)
       .map((label) => ({ label, area: byLayer(result, site, "auroc", label).find((one) => one.at === layer)?.value ?? NaN }))
       .sort((one, other) => other.area - one.area);
-    const [best, worst] = [areas[0], areas.at(-1)];
-    const ends = areas.length > 1 ? `; AUROC ${short(best.label, 20)} ${best.area.toFixed(2)} to ${short(worst.label, 20)} ${worst.area.toFixed(2)}` : "";
-    return `Layer ${layer}: ${name} ${interval(point, written)}${ends}`;
+    const [best, worst] = [areas[0], areas.at(-1)].map((one) => one && `${short(one.label, 20)} ${one.area.toFixed(2)}`);
+    return `Layer ${layer}: ${name} ${interval(point, written)}${areas.length > 1 ? `; AUROC ${best} to ${worst}` : ""}`;
   }
 
   function layerUnder(event) {

@@ -6,8 +6,8 @@ import { panel } from "./panel.js";
 
 const K = 10;
 const HINT =
-  "A sentence is read by the run's own model, at this site and layer, and the texts whose states are nearest to it are listed and ringed. " +
-  "The same for a point that you click; the ends of a direction are the texts that lie farthest along that of a label's probe.";
+  "A sentence is read by the run's own model, at this site and layer, and the texts whose states are nearest to it are listed and " +
+  "ringed. The same for a point that you click; the ends of a direction are the texts that lie farthest along that of a label's probe.";
 
 /** @typedef {{text: string, row: number | null, along: string}} Query one of the three; what is "" or null is not asked for */
 
@@ -43,12 +43,13 @@ export function neighbours(section, { texts, colourOf, onQuery, onMetric, onMark
     }
     const answer = await own.attempt("Looking …", async (signal) => {
       if (query.along) return ask(ofRun(run.run_id, "along"), { signal, body: { site, layer, k: K, label: query.along, column } });
-      const body = { site, layer, metric, where: where || null, ...(query.text ? { k: K, text: query.text } : { k: K + 1, row: query.row }) };
+      const about = query.text ? { text: query.text, k: K } : { row: query.row, k: K + 1 }; // a row is its own nearest
+      const body = { site, layer, metric, where: where || null, ...about };
       const [found] = await Promise.all([
         ask(ofRun(run.run_id, "neighbours"), { signal, body }),
         query.row === null ? null : texts.of(run.run_id, [query.row], signal),
       ]);
-      return { ...found, neighbours: found.neighbours.filter((one) => one.row !== query.row).slice(0, K) }; // a row is its own nearest
+      return { ...found, neighbours: found.neighbours.filter((one) => one.row !== query.row).slice(0, K) };
     });
     if (!answer) {
       if (own.refused()) {
@@ -82,7 +83,8 @@ export function neighbours(section, { texts, colourOf, onQuery, onMetric, onMark
     const label = one.label === undefined || one.label === null ? "" : String(one.label);
     const chip = make("span", { class: "label" }, make("span", { class: "swatch" }), short(label, 18));
     chip.style.setProperty("--colour", colourOf(label) ?? "transparent");
-    const button = make("button", { type: "button" }, make("span", { class: "score" }, one.score.toFixed(digits)), chip, make("span", { class: "text" }, String(one.text)));
+    const score = make("span", { class: "score" }, one.score.toFixed(digits)), text = make("span", { class: "text" }, String(one.text));
+    const button = make("button", { type: "button" }, score, chip, text);
     button.dataset.row = String(one.row);
     button.title = `row ${count(one.row)}; click for its own neighbours`;
     for (const event of ["pointerenter", "focus"]) button.addEventListener(event, () => onMark({ strong: one.row }));
@@ -102,7 +104,8 @@ export function neighbours(section, { texts, colourOf, onQuery, onMetric, onMark
     show,
     /** @param {string[]} labels that have a kept probe, and so a direction */
     directions(labels, chosen) {
-      choose(parts.direction, [["", labels.length ? "a direction" : "no probes"], ...labels.map((label) => [label, short(label, 24)])], chosen);
+      const none = ["", labels.length ? "a direction" : "no probes"];
+      choose(parts.direction, [none, ...labels.map((label) => [label, short(label, 24)])], chosen);
     },
   };
 }

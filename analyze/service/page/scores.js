@@ -40,7 +40,8 @@ export function resultsOf(rows) {
 
 /** The score that stands for a result: accuracy, or what a probe of lists or of numbers has instead. */
 export function metricOf(result) {
-  const name = Object.keys(METRICS).find((metric) => result.rows.some((row) => row.metric === metric && row.label === null)) ?? "accuracy";
+  const has = (metric) => result.rows.some((row) => row.metric === metric && row.label === null);
+  const name = Object.keys(METRICS).find(has) ?? "accuracy";
   const chances = { accuracy: result.rows.find((row) => row.metric === name)?.chance ?? null, auroc: 0.5, r2: 0 };
   return { name, chance: chances[name], ...METRICS[name] };
 }

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
@@ -338,6 +339,33 @@ def test_a_run_without_probes_has_its_layers_and_says_how_to_probe_it(chromium: 
         drawn(here.page, "projection", " 2")
         row, _, _ = hovered(here.page)
         expect(here.page.locator(".tip .what")).to_contain_text(f"row {row} · u{row}")
+
+
+def test_another_run_is_shown_as_a_whole_once_it_is_picked(chromium: Browser, tiny_model: Model, tmp_path: Path) -> None:
+    table = pa.table({"utterance_id": [*"abcdefgh"], "text": ["one", "two", "three", "four", "five", "six", "seven", "eight"]})
+    corpus = Corpus("numbers", table)
+    requests = [Request(tiny_model.name, corpus.head(5), sites=SITE), Request(tiny_model.name, corpus, sites="resid.mean")]
+    plans = [plan_run(request, str(tmp_path / "store")) for request in requests]
+    for plan in plans:
+        extract_missing(plan)
+    with served(open_store(str(tmp_path / "store"))) as started, alone(chromium, started) as here:
+        drawn(here.page, "projection")
+        for plan, site, n_rows in zip(plans, (SITE, "resid.mean"), (5, 8), strict=True):
+            here.page.get_by_label("Run").select_option(plan.run.run_id)
+            expect(here.page.locator(".which")).to_have_text(re.compile(rf"{re.escape(site)}, layer \d, {n_rows} rows"))
+            expect(here.page.locator("#facts code")).to_have_text(plan.run.run_id)
+            assert f"run={plan.run.run_id}" in here.page.url
+
+
+def test_results_that_are_damaged_are_named_and_the_rest_is_shown(chromium: Browser, plant: Plant) -> None:
+    run = plant(np.random.default_rng(0).standard_normal((2, 40, 3)).astype(np.float32), {"label": list(LABELS) * 20})
+    results.save(run, probe_layers(run, SITE, run.layers).result)
+    (kept,) = Path(run.stored.objects.url("analysis")).glob("*.json")
+    kept.write_text(kept.read_text().replace(": ", ": !"))
+    with served(open_store(run.stored.store_location)) as started, alone(chromium, started) as here:
+        expect(status(here.page, "map")).to_contain_text("is damaged; remove it and measure again")
+        drawn(here.page, "projection")
+        assert here.page.locator("[data-layer]").count() == 2
 
 
 def test_a_site_on_a_grid_is_projected_at_the_offset_that_is_chosen(chromium: Browser, plant: Plant) -> None:
