@@ -9,7 +9,7 @@ import { choose, command, draw, make, partsOf, short } from "./dom.js";
 import { panel } from "./panel.js";
 import { byLayer, labelsOf, metricOf } from "./scores.js";
 
-const LEFT = 78, RIGHT = 10, TOP = 8, GAP = 30, FOOT = 34, BAR = 8;
+const LEFT = 88, RIGHT = 10, TOP = 8, GAP = 30, FOOT = 34, BAR = 8;
 const LOWEST_ROW = 16, HIGHEST_ROW = 24, LOWEST_CURVES = 140, HIGHEST_CURVES = 320;
 
 /**
