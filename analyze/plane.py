@@ -69,9 +69,10 @@ def fit_plane(blocks: Iterable[_States]) -> Plane:
         if moments is None:  # moments about a point near the mean lose no digits
             shift_D = block_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
             sum_D, moments = np.zeros(block_ND.shape[1]), np.zeros((block_ND.shape[1], block_ND.shape[1]))
-        block_ND = block_ND - shift_D
-        sum_D += block_ND.sum(axis=0, dtype=np.float64)
-        moments += block_ND.T @ block_ND
+        with np.errstate(invalid="ignore", over="ignore"):  # told below
+            block_ND = block_ND - shift_D
+            sum_D += block_ND.sum(axis=0, dtype=np.float64)
+            moments += block_ND.T @ block_ND
         n += len(block_ND)
     if moments is None:
         raise ValueError("no utterance is chosen, so there is no plane; choose some")

@@ -102,7 +102,7 @@ def _batches(
             except StopIteration:
                 return
             if exact:
-                batch.validate(full=True)
+                _check_values(batch)
         yield batch.rename_columns(schema.names)
 
 
@@ -119,6 +119,13 @@ def _check_types(relation: duckdb.DuckDBPyRelation) -> None:
     for name, kind in zip(relation.columns, map(str, relation.types), strict=True):
         if _CHANGED_BY_ARROW.search(kind):
             raise ValueError(f"column {name!r} is of type {kind}, which does not leave SQL unchanged; cast it to VARCHAR")
+
+
+def _check_values(batch: pa.RecordBatch) -> None:
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{first_line(error)}: it does not leave SQL unchanged; cast it to VARCHAR") from error
 
 
 def _distinct(schema: pa.Schema) -> pa.Schema:

@@ -21,7 +21,7 @@ from analyze.service.documents import ExtremesDocument, NeighboursDocument
 from analyze.service.limits import check_rows
 from analyze.service.planes import Planes, short
 from analyze.service.shelf import Shelf
-from analyze.similarity import along, checked_vectors, nearest
+from analyze.similarity import along, check_one_state, checked_vectors, nearest
 
 _SHOWN = ("row", "utterance_id", "label", "text")
 _MOST_NUMBERS = 100_000
@@ -110,7 +110,7 @@ def _query(shelf: Shelf, run: Run, asked: Nearest) -> NDArray[np.float64]:
         raise ValueError("give one of text, row and vector")
     if asked.vector is not None:
         return np.asarray(checked_vectors(run, asked.vector, "a query")[0])
-    run.explain(asked.site, asked.layer, rows=[])  # refuses what cannot be read, before a model is loaded
+    _check_readable(run, asked)  # before a model is loaded
     if asked.row is not None:
         return np.asarray(run.hidden(asked.site, asked.layer, rows=[asked.row])[0], np.float64)
     if not shelf.settings.texts:
@@ -125,11 +125,16 @@ def _query(shelf: Shelf, run: Run, asked: Nearest) -> NDArray[np.float64]:
         raise ValueError(f"this text cannot be read: {error}") from error
 
 
+def _check_readable(run: Run, asked: _Asked) -> None:
+    check_one_state(run, asked.site)
+    run.explain(asked.site, asked.layer, rows=[])
+
+
 def _direction(shelf: Shelf, run: Run, asked: Along) -> NDArray[np.float64]:
     """The direction asked for, (D,)."""
     if (asked.label is None) == (asked.where is None) or (asked.where is None) != (asked.other is None):
         raise ValueError("give a label of a kept probe, or both where and other")
-    run.explain(asked.site, asked.layer, rows=[])  # refuses what is not there
+    _check_readable(run, asked)
     if asked.label is not None:
         return probe_direction(run, asked.site, asked.layer, asked.label, column=asked.column)
     means = [mean_state(run, asked.site, asked.layer, rows=_rows(shelf, run, each)) for each in (asked.where, asked.other)]

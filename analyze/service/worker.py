@@ -5,6 +5,7 @@ neither counted nor interrupted: forty rows took 12 GB and 44 seconds of a servi
 bounds the memory, and whoever asked ends the process when the time is over.
 """
 
+import logging
 import re
 import resource
 import signal
@@ -22,6 +23,7 @@ from analyze.sealed import TooMuchMemoryError, sealed
 from analyze.service.limits import OverLimitError, check_bytes
 from analyze.sql import Answer, answering, tables_for
 
+_LOGGER = logging.getLogger("affectome.service")
 _SLACK_BYTES = 256 << 20  # stacks of threads, and what Arrow and Python need beside DuckDB
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _STATUS = Path("/proc/self/status")
@@ -118,6 +120,9 @@ def _reply(
     except (ValueError, OSError, TooMuchMemoryError) as error:
         kinds = (OverLimitError, ValueError, TimeoutError, OSError, TooMuchMemoryError)
         return Failed(next(kind for kind in kinds if isinstance(error, kind))(str(error)))  # others may not travel
+    except Exception as error:  # a bug, which is no reason to fail the next query too
+        _LOGGER.exception("a query failed")
+        return Failed(RuntimeError(f"{type(error).__name__}: {error}"))
     finally:
         _bound_memory(None)
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.analyze.service.fuzz import fuzz
-from tests.analyze.service.fuzzing import Watch
+from tests.analyze.service.fuzzing import Watch, fuzz
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from analyze.exporting import json_rows
 from analyze.query import open_store
 from analyze.sql import answer
 from tests.analyze.service.conftest import SETTINGS, refused
-from tests.analyze.service.fuzzing import ATTACKS, STATEMENTS
+from tests.analyze.service.hostile import ATTACKS, STATEMENTS
 from tests.analyze.service.stores import Planted
 
 
