@@ -11,12 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from analyze.sealed import first_line, sealed
+from analyze.condition import matching
 from analyze.slices import Reading, SiteArrays
 from analyze.streaming import BUFFER_BYTES, Batch, Stream, Streaming
 from extract.documents import Manifest, Receipt
@@ -29,6 +28,7 @@ if TYPE_CHECKING:  # it takes seconds to load, and whoever wants arrays needs no
     import torch
 
     from analyze.dataset import StreamedStates
+    from analyze.finding import Queries
 
 
 class Which(TypedDict, total=False):
@@ -97,7 +97,7 @@ class Run:
         table = self.stored.table("utterances")
         if where is None:
             return table
-        return table.take(pa.array(_matching(table, where)))
+        return table.take(pa.array(matching(table, where)))
 
     def replies(self) -> pa.Table:
         """What the model said to each utterance, in corpus order: row, text, n_tokens, ended (by the model itself), ids.
@@ -248,9 +248,44 @@ class Run:
 
         return StreamedStates(self._stream(site, layer, size, where, dtype, **streaming), rank, world_size)
 
+    def nearest(
+        self,
+        site: str,
+        layer: int,
+        queries: "Queries",
+        k: int = 10,
+        where: str | None = None,
+        *,
+        metric: str = "cosine",
+        centred: bool = False,
+    ) -> pa.Table:
+        """The utterances nearest to texts or vectors, exactly; as analyze.finding.nearest_utterances."""
+        from analyze.finding import nearest_utterances
+
+        return nearest_utterances(self, site, layer, queries, k, where, metric=metric, centred=centred)
+
+    def along(self, site: str, layer: int, direction: ArrayLike, k: int = 10, where: str | None = None) -> pa.Table:
+        """The utterances at both ends of a direction (analyze.directions); as analyze.finding.utterances_along."""
+        from analyze.finding import utterances_along
+
+        return utterances_along(self, site, layer, direction, k, where)
+
     def opened_again(self) -> "Run":
         """The same run, opened anew in this process."""
         return open_store(self.stored.store_location).run(self.run_id)
+
+    def n_missing(self) -> int:
+        """How many shards do not exist yet.
+
+        Raises:
+            ValueError: a receipt is damaged.
+        """
+        if not self._whole:
+            receipts = self.stored.receipts()
+            if len(receipts) < self.stored.n_shards:
+                return self.stored.n_shards - len(receipts)
+            self._whole[:] = receipts
+        return 0
 
     def require_complete(self) -> None:
         """Refuse a run that lacks shards.
@@ -261,7 +296,7 @@ class Run:
         self._receipts()
 
     def _row_numbers(self, where: str | None) -> NDArray[np.int64]:
-        return np.arange(self.manifest.n_rows) if where is None else _matching(self.stored.table("utterances"), where)
+        return np.arange(self.manifest.n_rows) if where is None else matching(self.stored.table("utterances"), where)
 
     def _chosen(
         self, where: str | None, rows: ArrayLike | None = None, offset: int = 0, limit: int | None = None
@@ -329,27 +364,13 @@ class Run:
 
     def _receipts(self) -> tuple[Receipt, ...]:
         """The receipt of every shard, read once when the run is complete."""
-        if not self._whole:
-            receipts = self.stored.receipts()
-            n_missing = self.stored.n_shards - len(receipts)
-            if n_missing:
-                raise ValueError(
-                    f"run {self.run_id} is not complete: {n_missing:,} of {self.stored.n_shards:,} shards are missing; "
-                    f"launch the same {self.stored.command} again to finish it"
-                )
-            self._whole[:] = receipts
+        n_missing = self.n_missing()
+        if n_missing:
+            raise ValueError(
+                f"run {self.run_id} is not complete: {n_missing:,} of {self.stored.n_shards:,} shards are missing; "
+                f"launch the same {self.stored.command} again to finish it"
+            )
         return tuple(self._whole)
-
-
-def _matching(utterances: pa.Table, where: str) -> NDArray[np.int64]:
-    """The rows of a condition, ascending."""
-    with sealed({"utterances": utterances}) as connection:
-        try:  # a filter takes one expression; pasted into a statement it could close the clause and go on
-            rows = connection.view("utterances").filter(where).project("row").fetchnumpy()["row"]
-        except (duckdb.Error, RuntimeError, UnicodeEncodeError) as error:
-            columns = ", ".join(utterances.column_names)
-            raise ValueError(f"cannot use where={where!r}: {first_line(error)} (columns: {columns})") from error
-    return np.sort(np.asarray(rows, np.int64))
 
 
 def _check_pooled(site: str) -> None:

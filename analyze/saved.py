@@ -10,34 +10,30 @@ Shape suffixes: L layers, N utterances, D width, K classes.
 
 import fnmatch
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from analyze.columns import LABEL
-from analyze.extracting import same_way
 from analyze.fitting import Probe, read_probabilities
 from analyze.linear import LinearProbe
 from analyze.mapping import one_thread
 from analyze.mlp import MlpProbe
 from analyze.moments import Floats
 from analyze.multilabel import ProbedSets
+from analyze.new_texts import states_of_texts
 from analyze.probes import Probed, ProbeSpec
 from analyze.query import Run
 from analyze.results import probe_name, versions
 from analyze.states import states_in
 from analyze.valued import ProbedValues
-from extract.corpus import Corpus
 from extract.documents import now
-from extract.run import extract_missing, plan_run
 
 _MADE_OF = "affectome"
 _FIRST_BYTES = 1 << 16  # what a file begins with says how long it is; nearly always it is within these
@@ -158,24 +154,10 @@ def predict(run: Run, made: Made, probe: Probe, layer: int, texts: Sequence[str]
     """
     if made.run_id != run.run_id:
         raise ValueError(f"these probes were fitted to run {made.run_id}, not to {run.run_id}; their weights mean nothing here")
-    hidden_ND = _states_of_texts(run, made.site, layer, texts)
+    hidden_ND = states_of_texts(run, made.site, layer, texts)
     with one_thread():  # the same bits on any number of cores
         (said_NK,) = read_probabilities(states_in(hidden_ND), [(probe, np.arange(len(texts)))])
     return said_NK
-
-
-def _states_of_texts(run: Run, site: str, layer: int, texts: Sequence[str]) -> NDArray[np.float32]:
-    """Through a store that is thrown away: whatever a run does to its texts, all of it is done to these."""
-    names = [f"text {number}" for number in range(1, len(texts) + 1)]
-    corpus = Corpus("new texts", pa.table({"utterance_id": names, "text": list(texts)}))
-    with tempfile.TemporaryDirectory(prefix="affectome-") as directory:
-        planned = plan_run(same_way(run, corpus, site, str(layer)), directory)
-        ours, theirs = planned.run.manifest.identity, run.manifest.identity
-        for what in ("weights", "tokenizer", "template"):
-            if getattr(ours, what) != getattr(theirs, what):
-                raise ValueError(f"the {what} of {run.manifest.model} changed after run {run.run_id}; extract it anew first")
-        extract_missing(planned)
-        return np.asarray(Run(planned.run).hidden(site, layer))
 
 
 def _tensors(probes: Sequence[Probe]) -> dict[str, NDArray[Any]]:

@@ -5,6 +5,7 @@ of that can be set otherwise. A list of forbidden words was rejected: what the e
 """
 
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 MEMORY = "4GB"
 """What a query may take beside its tables, unless somebody says otherwise."""
 
+_S_BETWEEN_INTERRUPTS = 0.05
 _SEALED: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": "false",
     "autoload_known_extensions": "false",
@@ -41,14 +43,59 @@ def sealed(tables: Mapping[str, pa.Table], memory: str = MEMORY) -> Iterator[duc
     except duckdb.Error as error:
         raise ValueError(f"cannot give a query {memory!r} of memory: {first_line(error)}; say it as in {MEMORY}") from error
     with connection:
-        for name, table in tables.items():
-            try:
-                connection.register(name, table)
-            except duckdb.Error as error:
-                kinds = ", ".join(f"{field.name} {field.type}" for field in table.schema)
-                raise ValueError(f"SQL cannot read the table {name} ({kinds}): {first_line(error)}") from error
+        show(connection, tables)
         connection.execute("SET lock_configuration = true")
         yield connection
+
+
+def show(connection: duckdb.DuckDBPyConnection, tables: Mapping[str, pa.Table]) -> None:
+    """Let a connection see more tables.
+
+    Raises:
+        ValueError: a column is of a type that DuckDB does not know.
+    """
+    for name, table in tables.items():
+        try:
+            connection.register(name, table)
+        except duckdb.Error as error:
+            kinds = ", ".join(f"{field.name} {field.type}" for field in table.schema)
+            raise ValueError(f"SQL cannot read the table {name} ({kinds}): {first_line(error)}") from error
+
+
+@contextmanager
+def stopped_after(timeout_s: float, connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Interrupt what runs on a connection after a time, again and again: one that falls between two steps is lost."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        if not ended.wait(min(timeout_s, threading.TIMEOUT_MAX)):
+            while not ended.wait(_S_BETWEEN_INTERRUPTS):
+                connection.interrupt()
+
+    watcher = threading.Thread(target=watch, name="query timeout", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+class TooMuchMemoryError(RuntimeError):
+    """A query takes more memory than it was given."""
+
+
+def check_bounds(error: Exception, timeout_s: float, memory: str) -> None:
+    """Say so where what DuckDB raised means that a query ran out of its time or memory.
+
+    Raises:
+        TimeoutError: it ran out of its time.
+        TooMuchMemoryError: it ran out of its memory.
+    """
+    if isinstance(error, duckdb.InterruptException) or "INTERRUPT Error" in str(error):
+        raise TimeoutError(f"the query takes longer than {timeout_s:g} seconds; ask for less, or raise --timeout") from error
+    if isinstance(error, duckdb.OutOfMemoryException) or "Out of Memory Error" in str(error):
+        raise TooMuchMemoryError(f"the query takes more memory than {memory}; ask for less, or raise --memory") from error
 
 
 def first_line(error: Exception) -> str:

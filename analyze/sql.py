@@ -7,7 +7,6 @@ condition would fill the memory before anybody could count its rows.
 
 import itertools
 import re
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from analyze.query import Store
-from analyze.sealed import MEMORY, first_line, sealed
+from analyze.sealed import MEMORY, check_bounds, first_line, sealed, show, stopped_after
 from analyze.statement import tables_of
 from analyze.views import VIEWS
 
@@ -25,7 +24,6 @@ TIMEOUT_S = 60.0
 
 _ROWS_AT_ONCE = 8192
 _CHANGED_BY_ARROW = re.compile(r"\b(UHUGEINT|BIGNUM|BIT|TIME WITH TIME ZONE)\b")  # 2^128 - 1 would come out as -1
-_S_BETWEEN_INTERRUPTS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +52,37 @@ def answer(store: Store, sql: str, *, timeout_s: float = TIMEOUT_S, memory: str 
     Raises:
         ValueError: it is not one SELECT statement over these tables, or what it reads is damaged.
         TimeoutError: it takes longer.
-        RuntimeError: it takes more memory.
+        TooMuchMemoryError: it takes more memory.
     """
-    with sealed({}) as parser:
-        names = tables_of(parser, sql, VIEWS)
-    tables = {name: VIEWS[name].read(store) for name in sorted(names)}
-    with sealed(tables, memory) as connection, _stopped_after(timeout_s, connection):
+    with sealed({}, memory) as connection:
+        tables = tables_for(store, sql, connection)
+        show(connection, tables)
+        with answering(connection, tables, sql, timeout_s, memory) as found:
+            yield found
+
+
+def tables_for(store: Store, sql: str, connection: duckdb.DuckDBPyConnection) -> dict[str, pa.Table]:
+    """The tables that a statement names, read.
+
+    Args:
+        connection: any; nothing but the parser is run on it.
+
+    Raises:
+        ValueError: as from `answer`.
+    """
+    return {name: VIEWS[name].read(store) for name in sorted(tables_of(connection, sql, VIEWS))}
+
+
+@contextmanager
+def answering(
+    connection: duckdb.DuckDBPyConnection, tables: Mapping[str, pa.Table], sql: str, timeout_s: float, memory: str
+) -> Iterator[Answer]:
+    """Run a statement that was checked, on a connection that sees the tables it names and was given that memory.
+
+    Raises:
+        ValueError, TimeoutError, TooMuchMemoryError: as from `answer`.
+    """
+    with stopped_after(timeout_s, connection):
         with _told(tables, timeout_s, memory):
             relation = connection.sql(sql)
             _check_types(relation)
@@ -71,19 +94,38 @@ def answer(store: Store, sql: str, *, timeout_s: float = TIMEOUT_S, memory: str 
 def _batches(
     reader: pa.RecordBatchReader, schema: pa.Schema, tables: Mapping[str, pa.Table], timeout_s: float, memory: str
 ) -> Iterator[pa.RecordBatch]:
+    exact = any(pa.types.is_decimal(kind) and kind.precision == 38 for kind in _types(schema))  # a HUGEINT may have 39 digits
     while True:
         with _told(tables, timeout_s, memory):
             try:
                 batch = reader.read_next_batch()
             except StopIteration:
                 return
+            if exact:
+                _check_values(batch)
         yield batch.rename_columns(schema.names)
+
+
+def _types(schema: pa.Schema) -> Iterator[pa.DataType]:
+    """The types of columns, and of what they hold."""
+    waiting = list(schema.types)
+    while waiting:
+        kind = waiting.pop()
+        yield kind
+        waiting += [kind.field(index).type for index in range(kind.num_fields)]
 
 
 def _check_types(relation: duckdb.DuckDBPyRelation) -> None:
     for name, kind in zip(relation.columns, map(str, relation.types), strict=True):
         if _CHANGED_BY_ARROW.search(kind):
             raise ValueError(f"column {name!r} is of type {kind}, which does not leave SQL unchanged; cast it to VARCHAR")
+
+
+def _check_values(batch: pa.RecordBatch) -> None:
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{first_line(error)}: it does not leave SQL unchanged; cast it to VARCHAR") from error
 
 
 def _distinct(schema: pa.Schema) -> pa.Schema:
@@ -96,36 +138,12 @@ def _distinct(schema: pa.Schema) -> pa.Schema:
 
 
 @contextmanager
-def _stopped_after(timeout_s: float, connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    """Interrupt what runs on a connection after a time, again and again: one that falls between two steps is lost."""
-    ended = threading.Event()
-
-    def watch() -> None:
-        if not ended.wait(min(timeout_s, threading.TIMEOUT_MAX)):
-            while not ended.wait(_S_BETWEEN_INTERRUPTS):
-                connection.interrupt()
-
-    watcher = threading.Thread(target=watch, name="query timeout", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
-
-
-@contextmanager
 def _told(tables: Mapping[str, pa.Table], timeout_s: float, memory: str) -> Iterator[None]:
     """Say what DuckDB says, in one sentence with a remedy."""
     try:
         yield
     except (duckdb.Error, pa.ArrowException, OSError, RuntimeError) as error:
-        if isinstance(error, duckdb.InterruptException) or "INTERRUPT Error" in str(error):
-            raise TimeoutError(
-                f"the query takes longer than {timeout_s:g} seconds; ask for less, or raise --timeout"
-            ) from error
-        if isinstance(error, duckdb.OutOfMemoryException) or "Out of Memory Error" in str(error):
-            raise RuntimeError(f"the query takes more memory than {memory}; ask for less, or raise --memory") from error
+        check_bounds(error, timeout_s, memory)
         columns = "; ".join(f"{name}: {', '.join(table.column_names)}" for name, table in tables.items())
         raise ValueError(
             f"cannot answer this SQL: {first_line(error)}" + (f" (columns of {columns})" if columns else "")

@@ -96,7 +96,7 @@ def _references(tree: Any, tables: Collection[str]) -> Iterator[str]:
 
 def _table(node: dict[str, Any], given: _Names, tables: Collection[str]) -> Iterator[str]:
     path = [name for name in (node["catalog_name"], node["schema_name"], node["table_name"]) if name]
-    name = _folded(path[-1])
+    name = _folded(path[-1]) if path else ""  # "" is a name to the parser
     if len(path) > 1 or name not in {*tables, *given}:
         raise ValueError(f"there is no table {'.'.join(path)!r} in a store; choose from {', '.join(tables)}")
     if name not in given:

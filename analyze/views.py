@@ -212,25 +212,34 @@ def _kept_probes(store: Store) -> pa.Table:
     return _table(_PROBES, _of_each(store, of_run))
 
 
+def results_of(runs: Sequence[Run], name: str, n_at_once: int) -> pa.Table:
+    """The results of one kind that are kept with some runs, by the present versions.
+
+    Args:
+        name: scores, persistence, transfer, geometry, zero_shot or prompting.
+        n_at_once: how many runs are read at once.
+
+    Raises:
+        ValueError: one is damaged.
+    """
+    from analyze import results  # these take seconds to load
+    from analyze.report import tables
+
+    kinds: Mapping[str, tuple[Callable[[Run], list[Any]], Callable[[list[Any]], pa.Table]]] = {
+        "scores": (results.probes_of_any, tables.probe_table),
+        "persistence": (results.persistence, tables.persistence_table),
+        "transfer": (results.transfers, tables.transfer_table),
+        "geometry": (results.geometries, tables.geometry_table),
+        "zero_shot": (results.zero_shots, tables.zero_shot_table),
+        "prompting": (results.promptings, tables.prompting_table),
+    }
+    kept, table = kinds[name]
+    with ThreadPoolExecutor(n_at_once) as pool:
+        return table([each for found in pool.map(kept, runs) for each in found])
+
+
 def _results(name: str) -> Callable[[Store], pa.Table]:
-    """Reads the results of one kind that are kept with any run, by the present versions."""
-
-    def read(store: Store) -> pa.Table:
-        from analyze import results  # these take seconds to load
-        from analyze.report import tables
-
-        kinds: Mapping[str, tuple[Callable[[Run], list[Any]], Callable[[list[Any]], pa.Table]]] = {
-            "scores": (results.probes_of_any, tables.probe_table),
-            "persistence": (results.persistence, tables.persistence_table),
-            "transfer": (results.transfers, tables.transfer_table),
-            "geometry": (results.geometries, tables.geometry_table),
-            "zero_shot": (results.zero_shots, tables.zero_shot_table),
-            "prompting": (results.promptings, tables.prompting_table),
-        }
-        kept, table = kinds[name]
-        return table(_of_each(store, kept))
-
-    return read
+    return lambda store: results_of(store.runs(), name, store.stored.objects.readers)
 
 
 VIEWS: Mapping[str, View] = {

@@ -135,7 +135,7 @@ def create(
     n_rows: int,
     rows_a_shard: int | None = None,
     layers: int = LAYERS,
-    columns: Mapping[str, Sequence[str]] | None = None,
+    columns: Mapping[str, Sequence[object]] | None = None,
 ) -> StoredRun:
     """A run without shards, as an extraction of that many utterances creates it, perhaps with more columns of theirs."""
     identity = Identity(

@@ -22,6 +22,8 @@ from cluster.commands.models import check_model, models
 from cluster.commands.plans import refresh, schedule
 from cluster.commands.prompting import prompting
 from cluster.commands.query import query
+from cluster.commands.serve import serve
+from cluster.commands.similarity import along, nearest
 from cluster.commands.status import status
 from cluster.commands.transfer import transfer
 from cluster.commands.zeroshot import zero_shot
@@ -57,6 +59,9 @@ app.command()(status)
 app.command("verify")(verify_runs)
 app.command()(gc)
 app.command()(query)
+app.command()(serve)
+app.command()(nearest)
+app.command()(along)
 app.command()(probe)
 app.command()(predict)
 app.command()(persistence)

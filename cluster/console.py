@@ -22,6 +22,7 @@ Row = Mapping[str, Fact]
 
 _SECONDS_BETWEEN_LINES = 5.0
 _WIDEST = 2000
+_LINE = 60
 
 
 def print_json(value: object) -> None:
@@ -56,6 +57,17 @@ def note(text: str) -> None:
     """Say something on standard error."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
+
+
+def visible(text: str) -> str:
+    """Text of a corpus or a model without what would command the terminal."""
+    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
+
+
+def in_one_line(text: str) -> str:
+    """As `visible`, shortened to a line."""
+    line = visible(text).replace("\n", " ")
+    return line if len(line) <= _LINE else line[: _LINE - 1] + "…"
 
 
 class Meter(ABC):

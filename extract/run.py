@@ -58,19 +58,31 @@ class Plan:
         return [self.task(shard) for shard in self.run.missing_shards()]
 
 
-def plan_run(request: Request, location: str, device: str | None = None) -> Plan:
-    """Check a request, tokenize its corpus and find or create its run.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request that was checked, and its texts as its model reads them; nothing is loaded or written for it."""
 
-    Args:
-        location: the store's directory or URL; it is made where there is nothing yet.
-        device: where to load the model (extract.engine.Engine); without it, the default device.
+    request: Request
+    """The request, with what has no part in it left out."""
+    model: Model
+    """Its model on this machine."""
+    shape: Shape
+    """The model's."""
+    template: Template
+    """How a text becomes a prompt."""
+    prompts: list[Prompt]
+    """Of each row."""
+    identity: Identity
+    """What a run of it would be, with the compute dtype that the request says, `auto` too."""
+
+
+def read_request(request: Request) -> Asked:
+    """Check a request and tokenize its corpus.
 
     Raises:
-        ValueError: something in the request cannot be; nothing was written.
+        ValueError: something in the request cannot be.
     """
     request = _checked(request)
-    device = device or default_device()
-    place = Store.check(location)
     model = find_model(request.model)
     shape = read_shape(model)
     tokenizer = load_tokenizer(model)
@@ -94,10 +106,28 @@ def plan_run(request: Request, location: str, device: str | None = None) -> Plan
         reply=request.reply,
         reply_ends=reply_ends(model.directory) if request.reply else (),
     )
+    return Asked(request, model, shape, template, prompts, identity)
+
+
+def plan_run(request: Request, location: str, device: str | None = None) -> Plan:
+    """Check a request, tokenize its corpus and find or create its run.
+
+    Args:
+        location: the store's directory or URL; it is made where there is nothing yet.
+        device: where to load the model (extract.engine.Engine); without it, the default device.
+
+    Raises:
+        ValueError: something in the request cannot be; nothing was written.
+    """
+    device = device or default_device()
+    place = Store.check(location)
+    asked = read_request(request)
+    request, model, prompts, identity = asked.request, asked.model, asked.prompts, asked.identity
     if request.compute_dtype == "auto":
         identity = replace(identity, compute_dtype=_chosen_dtype(place, identity, device))
     loaded = engine(model.directory, identity, device)
-    loaded.check_components({Site.parse(site).component for site in sites})
+    sites = [Site.parse(site) for site in identity.sites]
+    loaded.check_components({site.component for site in sites})
     if (request.continuation or request.reply) and not loaded.causal:
         raise ValueError(f"{model.name} reads in both directions: an utterance's state would contain what follows it")
     utterances = _utterances(request.corpus, prompts)
@@ -105,11 +135,9 @@ def plan_run(request: Request, location: str, device: str | None = None) -> Plan
     run = store.find(identity)
     if run is None:
         pinned = store.surviving_receipt(identity.run_id)
-        asked = _as_pinned(request, pinned)
-        budget = asked.token_budget or fit_token_budget(
-            loaded, prompts, layers, [Site.parse(site) for site in sites], identity.offsets
-        )
-        manifest = _manifest(asked, budget, identity, model, template, shape, prompts)
+        request = _as_pinned(request, pinned)
+        budget = request.token_budget or fit_token_budget(loaded, prompts, identity.layers, sites, identity.offsets)
+        manifest = _manifest(replace(asked, request=request, identity=identity), budget)
         run = store.create_run(manifest, {"utterances": utterances, "tokens": _tokens(prompts)})
     check_same_columns(run, utterances)
     return Plan(store, run, model, device)
@@ -140,28 +168,21 @@ def extract_missing(
         return extract_shards(tasks, on_rows)
 
 
-def _manifest(
-    request: Request,
-    token_budget: int,
-    identity: Identity,
-    model: Model,
-    template: Template,
-    shape: Shape,
-    prompts: Sequence[Prompt],
-) -> Manifest:
+def _manifest(asked: Asked, token_budget: int) -> Manifest:
     """The manifest of a new run, still without its tables."""
+    request, identity = asked.request, asked.identity
     return Manifest(
         run_id=identity.run_id,
         identity=identity,
         n_rows=request.corpus.n_rows,
-        n_layers=shape.n_layers,
-        width=shape.width,
-        rows_per_shard=request.rows_per_shard or _rows_per_shard(identity, shape, prompts),
+        n_layers=asked.shape.n_layers,
+        width=asked.shape.width,
+        rows_per_shard=request.rows_per_shard or _rows_per_shard(identity, asked.shape, asked.prompts),
         token_budget=token_budget,
         compression=request.compression,
         tables=(),
-        model=model.name,
-        template=template.source,
+        model=asked.model.name,
+        template=asked.template.source,
         system=request.system,
         date=request.date,
         corpus=request.corpus.name,

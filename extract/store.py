@@ -33,6 +33,10 @@ RUN_FILE = "run.json"
 _RUN_NAME = re.compile(r"[0-9a-f]{16}")
 
 
+class UnknownRunError(ValueError):
+    """No run of a store is called so."""
+
+
 class Store:
     """A place that holds runs."""
 
@@ -121,16 +125,20 @@ class Store:
         """The id in `run_ids` that starts with `prefix`.
 
         Raises:
-            ValueError: none or more than one starts so; the message names the choices.
+            UnknownRunError: none starts so; the message names the choices, as the next one's does.
+            ValueError: more than one starts so.
         """
-        found = [run_id for run_id in self.run_ids() if run_id.startswith(prefix)]
-        if len(found) == 1 and prefix:
-            return found[0]
-        choices = ", ".join(found or self.run_ids()) or "none yet"
+        held = self.run_ids()
         if not prefix:
+            choices = ", ".join(held) or "none yet"
             raise ValueError(f"say which run of {self.location} by its id, or by how that begins; runs: {choices}")
-        problem = f"{len(found)} runs start with {prefix!r}" if found else f"no run starts with {prefix!r}"
-        raise ValueError(f"{problem} in {self.location}; runs: {choices}")
+        found = [run_id for run_id in held if run_id.startswith(prefix)]
+        if not found:
+            choices = ", ".join(held) or "none yet"
+            raise UnknownRunError(f"no run starts with {prefix!r} in {self.location}; runs: {choices}")
+        if len(found) > 1:
+            raise ValueError(f"{len(found)} runs start with {prefix!r} in {self.location}; runs: {', '.join(found)}")
+        return found[0]
 
     def runs(self) -> list[StoredRun]:
         """All runs, by id.

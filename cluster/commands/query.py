@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster.commands.options import JsonOption, StoreArgument, chosen_layers
-from cluster.console import Fact, Row, note, print_json, print_rows
+from cluster.console import Fact, Row, in_one_line, note, print_json, print_rows, visible
 
 if TYPE_CHECKING:  # they take seconds to load
     from analyze.exporting import Slice
@@ -20,7 +20,6 @@ DEFAULT_TIMEOUT_S = 60.0  # analyze.sql.TIMEOUT_S
 DEFAULT_MEMORY = "4GB"  # analyze.sealed.MEMORY
 _ROWS_OF_STATES = 5
 _NUMBERS_SHOWN = 4
-_TEXT_SHOWN = 60
 
 
 def query(
@@ -199,10 +198,8 @@ def _begins(row: dict[str, Any]) -> Row:
     numbers = row["hidden"]
     while numbers and isinstance(numbers[0], list):
         numbers = numbers[0]
-    text = _visible(str(row["text"])).replace("\n", " ")
-    short = text if len(text) <= _TEXT_SHOWN else text[: _TEXT_SHOWN - 1] + "…"
     begins = " ".join(f"{number:.3g}" for number in numbers[:_NUMBERS_SHOWN])
-    return {**row, "text": short, "hidden": f"{begins} …"}
+    return {**row, "text": in_one_line(str(row["text"])), "hidden": f"{begins} …"}
 
 
 def _cells(row: dict[str, Any]) -> Row:
@@ -210,16 +207,11 @@ def _cells(row: dict[str, Any]) -> Row:
     return {name: _cell(value) for name, value in row.items()}
 
 
-def _visible(text: str) -> str:
-    """Text of a corpus or a model without what would command the terminal."""
-    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
-
-
 def _cell(value: Any) -> Fact:
     if isinstance(value, str):
-        return _visible(value)
+        return visible(value)
     if isinstance(value, list) and all(isinstance(each, str | int | float) for each in value):
-        return [_visible(str(each)) for each in value]
+        return [visible(str(each)) for each in value]
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 

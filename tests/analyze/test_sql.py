@@ -232,6 +232,7 @@ def test_counts_by_label_under_a_condition_are_those_of_brute_force(
 
 def test_errors_name_the_choices(store: Store) -> None:
     assert "no table 'utterance' in a store; choose from runs, utterances, replies" in refusal(store, "FROM utterance")
+    assert "there is no table ''" in refusal(store, "SELECT 1 FROM ''")
     unknown = refusal(store, "SELECT colour FROM receipts")
     assert """there is no column "colour" (text stands in single quotes: 'colour')""" in unknown
     assert "columns of receipts: run_id, shard, start, stop" in unknown
@@ -245,7 +246,12 @@ def test_errors_name_the_choices(store: Store) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(f"'{2**128 - 1}'::UHUGEINT", str(2**128 - 1)), ("['1'::BIT]", "[1]"), ("TIMETZ '10:00:00+02'", "10:00:00+02")],
+    [
+        (f"{2**127 - 1}::HUGEINT", str(2**127 - 1)),
+        (f"'{2**128 - 1}'::UHUGEINT", str(2**128 - 1)),
+        ("['1'::BIT]", "[1]"),
+        ("TIMETZ '10:00:00+02'", "10:00:00+02"),
+    ],
 )
 def test_a_value_that_would_change_on_its_way_out_is_refused(store: Store, value: str, text: str) -> None:
     assert "does not leave SQL unchanged; cast it to VARCHAR" in refusal(store, f"SELECT {value} AS x")

@@ -1,0 +1,110 @@
+"""Directions in the space of a layer: what a kept probe reads a class along, and how the means of two conditions differ.
+
+Shape suffixes: N rows, B rows of a batch, D width, K classes.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from analyze.columns import LABEL, NUMBERS, form_of, usual_kind
+from analyze.linear import LinearProbe
+from analyze.probes import ProbeSpec
+from analyze.query import Run
+from analyze.saved import Made, kept_probes, load_probes
+from analyze.similarity import check_one_state
+
+Floats = NDArray[np.float64]
+
+_ROWS_AT_ONCE = 1024
+
+
+def probe_direction(
+    run: Run, site: str, layer: int, label: str | None = None, *, kind: str | None = None, column: str = LABEL
+) -> Floats:
+    """The direction in raw states along which a probe that `affectome probe` kept says more and more of one of its classes.
+
+    Of a probe whose scores are margins or log-odds, a class each, it is the class's weights; of one of numbers, the weights. A
+    softmax says the same whatever is added to the weights of all classes, so of a probe with logits it is the class's weights
+    less the mean of all classes': what raises this class against the others.
+
+    Args:
+        site, layer: what the probe reads.
+        label: the class, or the label of lists; None for a column of numbers.
+        kind: as in ProbeSpec; None for what `affectome probe` fits when nobody says.
+        column: the column that the probe was fitted to.
+
+    Returns:
+        (D,), of any length.
+
+    Raises:
+        ValueError: no such probe is kept, it has no such class, or it is an MLP, which has no direction.
+    """
+    check_one_state(run, site)
+    form, kind = form_of(run, column), kind or usual_kind(run, column)
+    if kind == "mlp":
+        raise ValueError("an MLP reads no direction; choose from linear, ridge, difference, logistic")
+    made, probe = _kept(run, site, layer, ProbeSpec(kind, column=column))
+    if form == NUMBERS:
+        if label not in (None, column):
+            raise ValueError(f"column {column!r} holds numbers, so its probe has one direction and no class {label!r}")
+        return probe.weight_DK[:, 0].copy()
+    if label not in made.classes:
+        raise ValueError(f"the probe of {column!r} has no class {label!r}; choose from {', '.join(made.classes)}")
+    weight_D = probe.weight_DK[:, made.classes.index(label)].copy()
+    return weight_D - probe.weight_DK.mean(axis=1) if probe.gives == "logits" else weight_D
+
+
+def mean_difference(run: Run, site: str, layer: int, where: str, other: str) -> Floats:
+    """From the mean state of some utterances to that of others: mean of `where` less mean of `other`, (D,).
+
+    Args:
+        where, other: SQL conditions, as in Run.utterances; an utterance may fulfil both.
+
+    Raises:
+        ValueError: as from Run.hidden; or no utterance fulfils one of the conditions.
+    """
+    return mean_state(run, site, layer, where) - mean_state(run, site, layer, other)
+
+
+def mean_state(run: Run, site: str, layer: int, where: str | None = None, *, rows: ArrayLike | None = None) -> Floats:
+    """The mean state of utterances, (D,), added up in float64 and in bounded memory.
+
+    Raises:
+        ValueError: as from Run.hidden; or there is no such utterance.
+    """
+    check_one_state(run, site)
+    sum_D, n_rows = np.zeros(run.manifest.width), 0
+    for batch in run.batches(site, layer, _ROWS_AT_ONCE, where, rows=rows):
+        sum_D += batch.hidden.sum(axis=0, dtype=np.float64)
+        n_rows += len(batch.rows)
+    if not n_rows:
+        which = "is given" if where is None else f"fulfils {where!r}"
+        raise ValueError(f"no utterance of run {run.run_id} {which}, so there is no mean of them")
+    return sum_D / n_rows
+
+
+def _kept(run: Run, site: str, layer: int, plain: ProbeSpec) -> tuple[Made, LinearProbe]:
+    """The probe of a layer: of several that differ in how they were fitted, the usual one, else the newest."""
+    fitting = [
+        made
+        for _, made in kept_probes(run)
+        if (made.site, made.spec.kind, made.spec.column) == (site, plain.kind, plain.column)
+    ]
+    if not fitting:
+        load_probes(run, site, run.layers_of(site), plain)  # says what to do
+    layers = sorted({kept for made in fitting for kept in made.layers})
+    if layer not in layers:
+        raise ValueError(f"there is no {plain.kind} probe of layer {layer} of {site}; choose from {_listed(layers)}")
+    chosen = max(
+        (made for made in fitting if layer in made.layers), key=lambda made: (made.spec == plain, len(made.layers), made.made)
+    )
+    made, probes = load_probes(run, site, chosen.layers, chosen.spec)
+    probe = probes[layer]
+    assert isinstance(probe, LinearProbe), "only an MLP is not"
+    return made, probe
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))

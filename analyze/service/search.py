@@ -1,0 +1,149 @@
+"""Utterances whose states are nearest to another state, and those at both ends of a direction, exactly (analyze.similarity).
+
+Shape suffixes: N rows, D width, K rows found.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Response
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+from analyze.columns import LABEL
+from analyze.directions import mean_state, probe_direction
+from analyze.exporting import json_rows
+from analyze.query import Run
+from analyze.service.answers import json_answer
+from analyze.service.asked import MOST, RunName, Which, taken
+from analyze.service.documents import ExtremesDocument, NeighboursDocument
+from analyze.service.limits import check_rows
+from analyze.service.planes import Planes, short
+from analyze.service.shelf import Shelf
+from analyze.similarity import along, check_one_state, checked_vectors, nearest
+
+_SHOWN = ("row", "utterance_id", "label", "text")
+_MOST_NUMBERS = 100_000
+
+_Condition = Annotated[str, Field(max_length=100_000)]
+
+
+class _Asked(BaseModel):
+    """What both ask."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    site: Annotated[str, Field(max_length=64)]
+    """Where states were read, such as `resid.last`; it keeps one of each utterance."""
+    layer: Annotated[int, Field(ge=0, le=MOST)]
+    """0 for the embedding output, i for block i."""
+    k: Annotated[int, Field(ge=1)] = 10
+    """How many utterances."""
+
+
+class Nearest(_Asked):
+    """One of text, row and vector, and what its neighbours are."""
+
+    text: Annotated[str, Field(min_length=1, max_length=100_000)] | None = None
+    """A new text, which the run's own model reads."""
+    row: Annotated[int, Field(ge=0, le=MOST)] | None = None
+    """A row of the run."""
+    vector: Annotated[Sequence[FiniteFloat], Field(max_length=_MOST_NUMBERS)] | None = None
+    """Numbers, as many as a state has."""
+    metric: Literal["cosine", "dot", "euclidean"] = "cosine"
+    """How near two states are."""
+    where: _Condition | None = None
+    """Only utterances that fulfil this SQL condition."""
+
+
+class Along(_Asked):
+    """A direction: of a class of a kept probe, or from one mean state to another."""
+
+    label: Annotated[str, Field(max_length=1000)] | None = None
+    """A class of the probe that `affectome probe` kept of `column`."""
+    column: Annotated[str, Field(max_length=1000)] = LABEL
+    """The column that the probe reads."""
+    where: _Condition | None = None
+    """Instead of a label: the direction leads to the mean state of these utterances, by a SQL condition."""
+    other: _Condition | None = None
+    """From the mean state of these."""
+
+
+def router(shelf: Shelf, planes: Planes) -> APIRouter:
+    """The routes."""
+    routes, settings = APIRouter(), shelf.settings
+
+    @routes.post("/api/runs/{run}/neighbours", response_model=NeighboursDocument)
+    def neighbours(run: RunName, asked: Nearest) -> Response:
+        """The utterances nearest to a text, a row or a vector, the nearest first."""
+        check_rows(asked.k, settings.most_neighbours, "neighbours")
+        with shelf.run(run) as opened:
+            rows_N = _rows(shelf, opened, asked.where)
+            query_D = _query(shelf, opened, asked)
+            found = nearest(opened, asked.site, asked.layer, query_D, asked.k, metric=asked.metric, rows=rows_N)
+            shown = _shown(opened, found.rows_QK[0], found.scores_QK[0])
+            placed = planes.last(opened, asked.site, asked.layer)
+        place = None if placed is None else short(placed.plane.place(query_D.astype(np.float32)[None]))[0].tolist()
+        return json_answer({"metric": found.metric, "neighbours": shown, "place": place})
+
+    @routes.post("/api/runs/{run}/along", response_model=ExtremesDocument)
+    def extremes(run: RunName, asked: Along) -> Response:
+        """The utterances that lie furthest along a direction, and those that lie furthest against it."""
+        check_rows(asked.k, settings.most_neighbours, "utterances of each end")
+        with shelf.run(run) as opened:
+            found = along(opened, asked.site, asked.layer, _direction(shelf, opened, asked), asked.k)
+            ends = {"top": found.top, "bottom": found.bottom}
+            return json_answer({name: _shown(opened, end.rows_K, end.scores_K) for name, end in ends.items()})
+
+    return routes
+
+
+def _rows(shelf: Shelf, run: Run, where: str | None) -> NDArray[np.int64] | None:
+    """The rows of a condition; None for all."""
+    return None if where is None else Which(where=where).chosen(shelf, run)
+
+
+def _query(shelf: Shelf, run: Run, asked: Nearest) -> NDArray[np.float64]:
+    """What is asked for as a state, (D,)."""
+    if sum(given is not None for given in (asked.text, asked.row, asked.vector)) != 1:
+        raise ValueError("give one of text, row and vector")
+    if asked.vector is not None:
+        return np.asarray(checked_vectors(run, asked.vector, "a query")[0])
+    _check_readable(run, asked)  # before a model is loaded
+    if asked.row is not None:
+        return np.asarray(run.hidden(asked.site, asked.layer, rows=[asked.row])[0], np.float64)
+    if not shelf.settings.texts:
+        raise ValueError("this service reads no new texts; ask by row or vector, or start it without --no-texts")
+    from analyze.new_texts import states_of_texts  # these take seconds to load
+    from extract.compute import ExtractionError
+
+    assert asked.text is not None, "one of the three is given"
+    try:
+        return np.asarray(states_of_texts(run, asked.site, asked.layer, [asked.text])[0], np.float64)
+    except ExtractionError as error:
+        raise ValueError(f"this text cannot be read: {error}") from error
+
+
+def _check_readable(run: Run, asked: _Asked) -> None:
+    check_one_state(run, asked.site)
+    run.explain(asked.site, asked.layer, rows=[])
+
+
+def _direction(shelf: Shelf, run: Run, asked: Along) -> NDArray[np.float64]:
+    """The direction asked for, (D,)."""
+    if (asked.label is None) == (asked.where is None) or (asked.where is None) != (asked.other is None):
+        raise ValueError("give a label of a kept probe, or both where and other")
+    _check_readable(run, asked)
+    if asked.label is not None:
+        return probe_direction(run, asked.site, asked.layer, asked.label, column=asked.column)
+    means = [mean_state(run, asked.site, asked.layer, rows=_rows(shelf, run, each)) for each in (asked.where, asked.other)]
+    return means[0] - means[1]
+
+
+def _shown(run: Run, rows_K: NDArray[np.int64], scores_K: NDArray[np.float64]) -> list[Mapping[str, Any]]:
+    """Utterances and their scores."""
+    utterances = run.utterances()
+    found = taken(utterances.select([name for name in _SHOWN if name in utterances.column_names]), rows_K)
+    rows = [row for batch in found.to_batches() for row in json_rows(batch)]
+    return [{**row, "score": score} for row, score in zip(rows, scores_K.tolist(), strict=True)]

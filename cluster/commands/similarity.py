@@ -1,0 +1,155 @@
+"""affectome nearest, affectome along: the utterances whose states are most alike, and those at both ends of a direction."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cluster.commands.options import JsonOption, MaybeKindOption, RunArgument, SiteOption, StoreArgument
+from cluster.console import Row, in_one_line, note, print_json, print_rows
+
+if TYPE_CHECKING:  # they take seconds to load
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from analyze.query import Run
+
+DEFAULT_COLUMN = "label"
+_SHOWN = ("query", "end", "score", "row", "utterance_id", "label", "text")
+
+LayerOption = Annotated[int, typer.Option("--layer", help="Which layer; 0 is the embedding output.", show_default=False)]
+CountOption = Annotated[int, typer.Option("-k", min=1, help="How many utterances.")]
+OutOption = Annotated[
+    str | None, typer.Option("--out", help="Write the utterances with all their columns here: .parquet, .csv or .json.")
+]
+
+
+def nearest(
+    store: StoreArgument,
+    run: RunArgument,
+    layer: LayerOption,
+    texts: Annotated[
+        list[str] | None, typer.Option("--text", help="A new text, which the run's own model reads.", show_default=False)
+    ] = None,
+    rows: Annotated[list[int] | None, typer.Option("--row", help="A row of the run.", show_default=False)] = None,
+    vector: Annotated[
+        Path | None, typer.Option("--vector", metavar="FILE.npy", help="A vector, or several.", show_default=False)
+    ] = None,
+    site: SiteOption = "resid.last",
+    k: CountOption = 10,
+    metric: Annotated[str, typer.Option("--metric", help="cosine, dot or euclidean.")] = "cosine",
+    centred: Annotated[
+        bool, typer.Option("--centred", help="See states from their mean, so that cosines are not all near 1.")
+    ] = False,
+    where: Annotated[
+        str | None, typer.Option("--where", help="Only utterances that fulfil this SQL condition.", show_default=False)
+    ] = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the utterances whose states are nearest to those of a text, a row or a vector."""
+    from analyze.exporting import ANSWERS, target
+    from analyze.query import open_store
+
+    if sum(given is not None for given in (texts or None, rows or None, vector)) != 1:
+        raise ValueError("give one of --text, --row and --vector; --text and --row may be repeated")
+    opened_store = open_store(store)
+    path = None if out is None else target(out, ANSWERS, opened_store.stored.objects)
+    opened = opened_store.run(run)
+    queries = texts or (opened.hidden(site, layer, rows=rows) if rows else _read_vectors(vector))
+    found = opened.nearest(site, layer, queries, k, where, metric=metric, centred=centred)
+    if not any(found["query"].to_pylist()):  # one query needs no number
+        found = found.drop_columns(["query"])
+    how = {"metric": metric, "centred": centred, "where": where}
+    _show(opened, f"{'centred ' * centred}{metric}", site, layer, found, how, path, as_json)
+
+
+def along(
+    store: StoreArgument,
+    run: RunArgument,
+    layer: LayerOption,
+    label: Annotated[
+        str | None, typer.Option("--label", help="A class of a probe that affectome probe kept.", show_default=False)
+    ] = None,
+    column: Annotated[
+        str, typer.Option("--column", help="The column that the probe reads; for numbers instead of --label.")
+    ] = DEFAULT_COLUMN,
+    kind: MaybeKindOption = None,
+    where: Annotated[
+        str | None,
+        typer.Option("--where", help="With --other: to the mean of these, a SQL condition.", show_default=False),
+    ] = None,
+    other: Annotated[
+        str | None, typer.Option("--other", help="With --where: from the mean of these.", show_default=False)
+    ] = None,
+    site: SiteOption = "resid.last",
+    k: CountOption = 10,
+    among: Annotated[
+        str | None, typer.Option("--among", help="Only utterances that fulfil this SQL condition.", show_default=False)
+    ] = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the utterances at both ends of a direction: of a probe's class, or from one mean state to another."""
+    from analyze.directions import mean_difference, probe_direction
+    from analyze.exporting import ANSWERS, target
+    from analyze.query import open_store
+
+    of_probe, of_means = label is not None or column != DEFAULT_COLUMN, where is not None and other is not None
+    if of_probe == of_means or (where is None) != (other is None):
+        raise ValueError("give a --label of a kept probe (or its --column of numbers), or both --where and --other")
+    opened_store = open_store(store)
+    path = None if out is None else target(out, ANSWERS, opened_store.stored.objects)
+    opened = opened_store.run(run)
+    if where is not None and other is not None:
+        direction_D = mean_difference(opened, site, layer, where, other)
+        how: dict[str, Any] = {"where": where, "other": other}
+    else:
+        direction_D = probe_direction(opened, site, layer, label, kind=kind, column=column)
+        how = {"label": label, "column": column, "kind": kind}
+    found = opened.along(site, layer, direction_D, k, among)
+    _show(opened, "projection", site, layer, found, {**how, "among": among}, path, as_json)
+
+
+def _read_vectors(path: Path | None) -> "NDArray[np.float64]":
+    import numpy as np
+
+    assert path is not None, "one of the three is given"
+    try:
+        with path.open("rb") as file:
+            return np.asarray(np.lib.format.read_array(file, allow_pickle=False), np.float64)
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise ValueError(f"cannot read numbers from {path}: {error}; save them with numpy.save") from error
+
+
+def _show(
+    run: "Run",
+    scored: str,
+    site: str,
+    layer: int,
+    found: "pa.Table",
+    how: dict[str, Any],
+    path: Path | None,
+    as_json: bool,
+) -> None:
+    from analyze.exporting import write_answer
+    from analyze.sql import Answer
+
+    if path is not None:
+        n_rows = write_answer(Answer(found.schema, iter(found.to_batches())), path)
+        note(f"wrote {n_rows:,} rows to {path}")
+        return
+    rows = found.select([name for name in _SHOWN if name in found.column_names]).to_pylist()
+    if as_json:
+        print_json({"run_id": run.run_id, "site": site, "layer": layer, "score": scored, **how, "utterances": rows})
+    elif rows:
+        print_rows(
+            f"{scored}, {site}, layer {layer}, run {run.run_id}", [_brief(row) for row in rows], as_json=False, exact=True
+        )
+    else:
+        note(f"no utterance of run {run.run_id} fulfils the condition")
+
+
+def _brief(row: dict[str, Any]) -> Row:
+    return {name: in_one_line(value) if isinstance(value, str) else value for name, value in row.items()}
