@@ -165,7 +165,7 @@ def test_wrong_use_is_refused_in_one_sentence_that_names_the_choices(store: str,
     assert "give either a SELECT" in refusal(store, "FROM runs", "--run", run_id)
     assert "--layer and --where choose states of a --run" in refusal(store, "FROM runs", "--layer", "1", "--where", "true")
     assert "give --layer, one or several of 0, 1, 2 of resid.last" in refusal(store, "--run", run_id)
-    assert "has layers 0 (embedding) to 2" in refusal(store, "--run", run_id, "--layer", "1,9")
+    assert "there is no layer 9; this model has layers 0 (embedding) to 2" in refusal(store, "--run", run_id, "--layer", "1,9")
     assert "write all, a list such as 8,16 or a range" in refusal(store, "--run", run_id, "--layer", "one")
     assert "--explain says what" in refusal(store, "FROM runs", "--explain")
     assert "it holds resid.last, resid.mean" in refusal(store, "--run", run_id, "--layer", "1", "--site", "resid.first")
@@ -191,7 +191,6 @@ _NO_COLOUR = """there is no column "colour" (text stands in single quotes: 'colo
     [
         ({"where": "colour = 1"}, f"cannot use where='colour = 1': {_NO_COLOUR} (columns: {_UTTERANCES})"),
         ({"where": "label = = 1"}, f"cannot use where='label = = 1': syntax error at or near \"=\" (columns: {_UTTERANCES})"),
-        ({"layer": 9}, "run RUN does not hold layer 9 of resid.last; it holds 0 to 2"),
         ({"site": "resid.first"}, "run RUN does not hold resid.first; it holds resid.last, resid.mean"),
         ({"run": "zz"}, "no run starts with 'zz' in STORE; runs: RUNS"),
         ({"run": ""}, "say which run of STORE by its id, or by how that begins; runs: RUNS"),
