@@ -59,8 +59,13 @@ def run(tiny_model: Model, plant: Plant, tmp_path_factory: pytest.TempPathFactor
     plan = plan_run(Request(tiny_model.name, Corpus("<i>texts", table), sites=SITE), str(directory / "store"))
     extract_missing(plan)
     made = open_store(str(directory / "store")).run(plan.run.run_id)
-    for kind in ("linear", "logistic"):
-        probed = probe_layers(made, SITE, made.layers, ProbeSpec(kind))
+    for layers, spec in (
+        (made.layers, ProbeSpec("linear")),
+        (made.layers, ProbeSpec("logistic")),
+        (made.layers[:1], ProbeSpec("linear", strength=0.5, balance="weights")),
+        (made.layers[:1], ProbeSpec("linear")),
+    ):
+        probed = probe_layers(made, SITE, layers, spec)
         results.save(made, probed.result)
         save_probes(made, probed)
     states = np.random.default_rng(0).standard_normal((1, 40, 3, 3)).astype(np.float32)
@@ -161,11 +166,15 @@ def test_a_run_shows_every_layer_its_scores_and_its_curves(run: Run, opened: Ope
         assert layers.locator("[data-layer]").count() == len(run.layers)
         assert layers.locator(".cell").count() == len(run.layers) * len(LABELS)
         assert layers.locator(".curve .band").count() == 1
-        scored = next(probe for probe in results.probes(run) if probe.spec.kind == "linear")
+        scored = next(
+            probe for probe in results.probes(run) if probe.spec == ProbeSpec() and len(probe.layers) == len(run.layers)
+        )
         shown = page.get_by_role("slider", name="Layer").get_attribute("aria-valuetext") or ""
         best = max(scored.layers, key=lambda entry: entry.test.accuracy.value)
         assert shown.startswith(f"Layer {best.layer}: accuracy {best.test.accuracy.value:.0%}")
         assert drawn(page, "curves").locator(".curve").count() == 4
+        names = page.locator("#map select option").all_inner_texts()
+        assert sorted(names) == ["linear", "linear, balance weights, strength 0.5", "logistic"]
         expect(page.locator("#run option")).to_have_text(f"tiny · <i>texts · {N_ROWS} rows · {run.run_id[:8]}")
 
 
