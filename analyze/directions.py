@@ -1,6 +1,6 @@
 """Directions in the space of a layer: what a kept probe reads a class along, and how the means of two conditions differ.
 
-Shape suffixes: N rows, B rows of a batch, D width, K classes.
+Shape suffixes: D width, K classes.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,10 @@ from analyze.linear import LinearProbe
 from analyze.probes import ProbeSpec
 from analyze.query import Run
 from analyze.saved import Made, kept_probes, load_probes
+from analyze.scaling import moments
 from analyze.similarity import check_one_state
 
 Floats = NDArray[np.float64]
-
-_ROWS_AT_ONCE = 1024
 
 
 def probe_direction(
@@ -65,23 +64,7 @@ def mean_difference(run: Run, site: str, layer: int, where: str, other: str) -> 
     Raises:
         ValueError: as from Run.hidden; or no utterance fulfils one of the conditions.
     """
-    return mean_state(run, site, layer, where) - mean_state(run, site, layer, other)
-
-
-def mean_state(run: Run, site: str, layer: int, where: str | None = None) -> Floats:
-    """The mean state of utterances, (D,), added up in float64 and in bounded memory.
-
-    Raises:
-        ValueError: as from Run.hidden; or there is no such utterance.
-    """
-    check_one_state(run, site)
-    sum_D, n_rows = np.zeros(run.manifest.width), 0
-    for batch in run.batches(site, layer, _ROWS_AT_ONCE, where):
-        sum_D += batch.hidden.sum(axis=0, dtype=np.float64)
-        n_rows += len(batch.rows)
-    if not n_rows:
-        raise ValueError(f"no utterance of run {run.run_id} fulfils {where!r}, so there is no mean of them")
-    return sum_D / n_rows
+    return moments(run, site, layer, where).mean_D - moments(run, site, layer, other).mean_D
 
 
 def _kept(run: Run, site: str, layer: int, plain: ProbeSpec) -> tuple[Made, LinearProbe]:

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from analyze.directions import mean_state
 from analyze.query import Run
+from analyze.scaling import scaling_of
 from analyze.similarity import along, check_one_state, nearest
 
 Queries = str | Sequence[str] | ArrayLike
@@ -26,13 +26,13 @@ def nearest_utterances(
     where: str | None = None,
     *,
     metric: str = "cosine",
-    centred: bool = False,
+    scaling: str = "none",
 ) -> pa.Table:
     """The utterances nearest to each query, the nearest first.
 
     Args:
         queries: texts, which the run's own model reads, or vectors.
-        centred: whether states and queries are seen from the mean of all states of the run at this site and layer.
+        scaling: one of scaling.SCALINGS: `none`, `centred` or `standardised`.
         site, layer, k, metric, where: as in similarity.nearest.
 
     Returns:
@@ -44,8 +44,8 @@ def nearest_utterances(
     check_one_state(run, site)
     run.explain(site, layer, where)  # refuses what cannot be read, before a model is loaded
     queries_QD = _vectors(run, site, layer, queries)
-    origin_D = mean_state(run, site, layer) if centred else None
-    found = nearest(run, site, layer, queries_QD, k, metric=metric, origin_D=origin_D, where=where)
+    seen = scaling_of(run, site, layer, scaling)
+    found = nearest(run, site, layer, queries_QD, k, metric=metric, scaling=seen, where=where)
     n_queries, n_found = found.rows_QK.shape
     which = np.repeat(np.arange(n_queries), n_found)
     return _utterances(run, {"query": which, "score": found.scores_QK.reshape(-1)}, found.rows_QK.reshape(-1))

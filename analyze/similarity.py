@@ -31,6 +31,20 @@ _BUFFER_BYTES = 32 << 20  # read at once, of what a buffer holds as float32
 
 
 @dataclass(frozen=True, slots=True)
+class Scaling:
+    """How states are seen: `(state - origin) / scale`, feature by feature."""
+
+    origin_D: Floats
+    """What is taken off."""
+    scale_D: Floats
+    """What the rest is divided by; nothing is 0."""
+
+    def seen(self, states_ND: Floats, out: Floats | None = None) -> Floats:
+        """States as they are seen."""
+        return np.divide(np.subtract(states_ND, self.origin_D, out=out), self.scale_D, out=out)
+
+
+@dataclass(frozen=True, slots=True)
 class Neighbours:
     """The rows nearest to each query, the nearest first."""
 
@@ -70,7 +84,7 @@ def nearest(
     k: int,
     *,
     metric: str = "cosine",
-    origin_D: ArrayLike | None = None,
+    scaling: Scaling | None = None,
     where: str | None = None,
     device: str = "cpu",
 ) -> Neighbours:
@@ -83,8 +97,7 @@ def nearest(
         queries_QD: Q vectors as wide as the states, or one, (D,).
         k: how many neighbours, from 1; all rows where there are fewer.
         metric: one of METRICS.
-        origin_D: what states and queries are seen from, for cosine and dot; 0 without it, and analyze.directions.mean_state
-            for centred ones. Distances are the same from everywhere.
+        scaling: how states and queries are seen; as they are without it (analyze.scaling.scaling_of makes others).
         device: where products are computed, `cpu` or a CUDA device of torch; worth the way from a hundred queries on.
 
     Raises:
@@ -92,22 +105,24 @@ def nearest(
             be.
     """
     queries_QD = checked_vectors(run, queries_QD, "a query")
-    origin = None if origin_D is None or metric == "euclidean" else checked_vectors(run, origin_D, "an origin")[0]
     if metric not in METRICS:
         raise ValueError(f"there is no metric {metric!r}; choose from {', '.join(METRICS)}")
     if k < 1:
         raise ValueError(f"give a number of neighbours from 1, not {k}")
     check_one_state(run, site)
-    queries_QD = queries_QD if origin is None else queries_QD - origin
+    if scaling is not None:
+        queries_QD = scaling.seen(queries_QD)
     if metric == "cosine":
         queries_QD = _scaled(queries_QD)
         if not queries_QD.any(axis=1).all():
-            seen = "" if origin is None else ", seen from the origin,"
-            raise ValueError(f"a query is 0 everywhere{seen} so it has no direction and no cosine; take the metric euclidean")
+            scaled = "" if scaling is None else " once it is scaled,"
+            raise ValueError(f"a query is 0 everywhere{scaled} so it has no direction and no cosine; take the metric euclidean")
     scoring, multiply = _SCORINGS[metric], _product(queries_QD, device)
     slack, qq_Q = 4 * (run.manifest.width + 8) * np.finfo(np.float64).eps, _squares(queries_QD)
     best = [_Best(k) for _ in queries_QD]
-    for rows_B, states_BD in _blocks(run, site, layer, where, origin, len(queries_QD)):
+    for rows_B, states_BD in blocks(run, site, layer, where, len(queries_QD)):
+        if scaling is not None:
+            scaling.seen(states_BD, out=states_BD)
         lower_QB, upper_QB = scoring.bounds(multiply(states_BD), qq_Q[:, None], _squares(states_BD), slack)
         least_Q1 = np.array([[found.least] for found in best])
         for index in np.flatnonzero((upper_QB >= least_Q1).any(axis=1)):
@@ -147,6 +162,26 @@ def along(
     unit_D = scaled_D / np.linalg.norm(scaled_D)
     both = nearest(run, site, layer, np.stack([unit_D, -unit_D]), k, metric="dot", where=where, device=device)
     return Extremes(Ranked(both.rows_QK[0], both.scores_QK[0]), Ranked(both.rows_QK[1], 0.0 - both.scores_QK[1]))
+
+
+def blocks(
+    run: Run, site: str, layer: int, where: str | None = None, n_queries: int = 1
+) -> Iterator[tuple[NDArray[np.int64], Floats]]:
+    """Rows in order, and their states in float64, (B, D), for the caller to write on, which are there until the next block.
+
+    Args:
+        n_queries: how many products with each state are to be held beside them.
+
+    Raises:
+        ValueError: as from Run.hidden.
+    """
+    width = run.manifest.width
+    n_block = max(_FEWEST_ROWS, _BLOCK_BYTES // (8 * max(width, n_queries)))
+    memory_BD = np.empty((n_block, width))  # of all blocks: new memory for each takes longer than what is computed with it
+    for batch in run.batches(site, layer, n_block, where, buffer_rows=max(n_block, _BUFFER_BYTES // (4 * width))):
+        states_BD = memory_BD[: len(batch.rows)]
+        np.copyto(states_BD, batch.hidden)
+        yield batch.rows, states_BD
 
 
 def check_one_state(run: Run, site: str) -> None:
@@ -264,21 +299,6 @@ class _Best:
         rows, ranks = np.concatenate([self.rows_K, rows]), np.concatenate([self.ranks_K, ranks])
         order = np.lexsort((rows, -ranks))[: self._k]
         self.rows_K, self.ranks_K = rows[order], ranks[order]
-
-
-def _blocks(
-    run: Run, site: str, layer: int, where: str | None, origin_D: Floats | None, n_queries: int
-) -> Iterator[tuple[NDArray[np.int64], Floats]]:
-    """Rows in order, and their states seen from the origin, (B, D), until the next block."""
-    width = run.manifest.width
-    n_block = max(_FEWEST_ROWS, _BLOCK_BYTES // (8 * max(width, n_queries)))
-    memory_BD = np.empty((n_block, width))  # of all blocks: new memory for each takes longer than what is computed with it
-    for batch in run.batches(site, layer, n_block, where, buffer_rows=max(n_block, _BUFFER_BYTES // (4 * width))):
-        states_BD = memory_BD[: len(batch.rows)]
-        np.copyto(states_BD, batch.hidden)
-        if origin_D is not None:
-            states_BD -= origin_D
-        yield batch.rows, states_BD
 
 
 def _squares(vectors_ND: Floats) -> Floats:

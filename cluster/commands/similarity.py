@@ -39,9 +39,9 @@ def nearest(
     site: SiteOption = "resid.last",
     k: CountOption = 10,
     metric: Annotated[str, typer.Option("--metric", help="cosine, dot or euclidean.")] = "cosine",
-    centred: Annotated[
-        bool, typer.Option("--centred", help="See states from their mean, so that cosines are not all near 1.")
-    ] = False,
+    scaling: Annotated[
+        str, typer.Option("--scaling", help="none; centred (less the run's mean); standardised (and by its deviations).")
+    ] = "none",
     where: Annotated[
         str | None, typer.Option("--where", help="Only utterances that fulfil this SQL condition.", show_default=False)
     ] = None,
@@ -58,11 +58,11 @@ def nearest(
     path = None if out is None else target(out, ANSWERS, opened_store.stored.objects)
     opened = opened_store.run(run)
     queries = texts or (opened.hidden(site, layer, rows=rows) if rows else _read_vectors(vector))
-    found = opened.nearest(site, layer, queries, k, where, metric=metric, centred=centred)
+    found = opened.nearest(site, layer, queries, k, where, metric=metric, scaling=scaling)
     if not any(found["query"].to_pylist()):  # one query needs no number
         found = found.drop_columns(["query"])
-    how = {"metric": metric, "centred": centred, "where": where}
-    _show(opened, f"{'centred ' * centred}{metric}", site, layer, found, how, path, as_json)
+    how = {"metric": metric, "scaling": scaling, "where": where}
+    _show(opened, metric if scaling == "none" else f"{scaling} {metric}", site, layer, found, how, path, as_json)
 
 
 def along(

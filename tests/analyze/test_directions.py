@@ -9,7 +9,7 @@ from scipy.special import logit
 
 from analyze import saved
 from analyze.columns import CLASSES, NUMBERS, SETS
-from analyze.directions import mean_difference, mean_state, probe_direction
+from analyze.directions import mean_difference, probe_direction
 from analyze.fitting import KINDS, read_probabilities
 from analyze.multilabel import probe_sets
 from analyze.probes import ProbeSpec, probe_layers
@@ -125,7 +125,6 @@ def test_means_are_those_of_the_rows_however_large_the_states_are(plant: Plant) 
     exact = hidden[0].astype(np.float64)
     rows = np.arange(3000)
     labelled = (rows % 7 > 0) & (rows % 3 == 1)
-    np.testing.assert_allclose(mean_state(run, SITE, 0), exact.mean(axis=0), rtol=1e-14)
     found = mean_difference(run, SITE, 0, "label = 'emotion 1'", "row < 100")
     np.testing.assert_allclose(found, exact[labelled].mean(axis=0) - exact[:100].mean(axis=0), rtol=0, atol=1e-8)
     for conditions in (("label = 'joy'", "true"), ("true", "label = 'joy'")):

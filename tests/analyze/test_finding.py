@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from analyze.directions import mean_difference, mean_state
+from analyze.directions import mean_difference
 from analyze.query import Run
+from analyze.scaling import SCALINGS, scaling_of
 from analyze.similarity import along, nearest
 from tests.analyze.conftest import Plant
 
@@ -18,12 +19,12 @@ def run(plant: Plant) -> Run:
     return plant(hidden, {"label": ["joy", "fear"] * (N_ROWS // 2), "score": [7.0] * N_ROWS, "end": ["x"] * N_ROWS})
 
 
-@pytest.mark.parametrize("centred", [False, True])
-def test_neighbours_come_with_their_utterances_query_after_query(run: Run, centred: bool) -> None:
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_neighbours_come_with_their_utterances_query_after_query(run: Run, scaling: str) -> None:
     queries = run.hidden(SITE, 1, rows=[3, 8])
-    found = run.nearest(SITE, 1, queries, 4, "label = 'joy'", centred=centred)
-    origin_D = mean_state(run, SITE, 1) if centred else None
-    expected = nearest(run, SITE, 1, queries, 4, where="label = 'joy'", origin_D=origin_D)
+    found = run.nearest(SITE, 1, queries, 4, "label = 'joy'", scaling=scaling)
+    seen = scaling_of(run, SITE, 1, scaling)
+    expected = nearest(run, SITE, 1, queries, 4, where="label = 'joy'", scaling=seen)
     assert found.column_names == ["query", "score", "row", "utterance_id", "text", "label", "end"]
     assert found["query"].to_pylist() == [0] * 4 + [1] * 4
     assert found["row"].to_pylist() == expected.rows_QK.reshape(-1).tolist()

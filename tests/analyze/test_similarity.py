@@ -14,9 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import cdist
 
 from analyze import similarity
-from analyze.directions import mean_state
 from analyze.query import Run
-from analyze.similarity import METRICS, Neighbours, along, nearest
+from analyze.similarity import METRICS, Neighbours, Scaling, along, nearest
 from tests.analyze.conftest import Plant
 
 Floats = NDArray[np.float64]
@@ -153,12 +152,12 @@ def test_extremes_are_those_of_a_brute_force_and_a_directions_length_does_not_ma
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_an_origin_is_taken_off_states_and_queries(run: Run, metric: str) -> None:
-    states_ND = run.hidden(SITE, 1).astype(np.float64)
-    origin_D, queries_QD = mean_state(run, SITE, 1), states_ND[[0, 100]]
-    found = nearest(run, SITE, 1, queries_QD, 9, metric=metric, origin_D=origin_D)
-    seen_from_D = np.zeros(WIDTH) if metric == "euclidean" else origin_D
-    assert_same(found, brute_force(states_ND - seen_from_D, queries_QD - seen_from_D, range(N_ROWS), 9, metric))
+def test_states_and_queries_are_scaled_alike(run: Run, metric: str) -> None:
+    states_ND, rng = run.hidden(SITE, 1).astype(np.float64), np.random.default_rng(5)
+    scaling = Scaling(states_ND.mean(axis=0), rng.uniform(0.1, 9, WIDTH))
+    scaled_ND = (states_ND - scaling.origin_D) / scaling.scale_D
+    found = nearest(run, SITE, 1, states_ND[[0, 100]], 9, metric=metric, scaling=scaling)
+    assert_same(found, brute_force(scaled_ND, scaled_ND[[0, 100]], range(N_ROWS), 9, metric))
 
 
 def test_a_state_of_zeros_has_a_cosine_of_zero_and_no_row_is_near_where_none_is_asked_for(run: Run) -> None:
@@ -197,9 +196,8 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(run: Run, plant: Pla
     assert "and this is not: could not convert" in refusal(["joy"] * WIDTH)
     for value in (np.nan, np.inf, 1e300):
         assert "not a finite number" in refusal(np.where(np.arange(WIDTH) == 3, value, 1.0))
-    assert "an origin is 24 numbers" in refusal(one, origin_D=np.ones(3))
     assert "no direction and no cosine" in refusal(np.zeros(WIDTH))
-    assert "seen from the origin, so it has no direction" in refusal(one, origin_D=one)
+    assert "a query is 0 everywhere once it is scaled, so" in refusal(one, scaling=Scaling(one, one))
     assert "choose from cosine, dot, euclidean" in refusal(one, metric="manhattan")
     assert "a number of neighbours from 1, not 0" in refusal(one, k=0)
     assert "cannot multiply in float64 on 'abacus'" in refusal(one, device="abacus")

@@ -78,10 +78,10 @@ def test_a_text_a_row_and_a_vector_find_what_the_run_finds(stored: tuple[str, st
 
 
 def test_metric_centring_condition_and_count_are_the_runs_own(stored: tuple[str, str], run: Run) -> None:
-    how = ("--layer", "2", "--metric", "dot", "--centred", "--where", WHERE, "-k", "3")
+    how = ("--layer", "2", "--metric", "dot", "--scaling", "centred", "--where", WHERE, "-k", "3")
     found = said("nearest", *stored, "--row", "1", "--row", "5", *how)
     queries = run.hidden("resid.last", 2, rows=[1, 5])
-    expected = run.nearest("resid.last", 2, queries, 3, WHERE, metric="dot", centred=True)
+    expected = run.nearest("resid.last", 2, queries, 3, WHERE, metric="dot", scaling="centred")
     assert [(row["query"], row["row"], row["score"]) for row in found["utterances"]] == list(
         zip(*(expected[name].to_pylist() for name in ("query", "row", "score")), strict=True)
     )
@@ -125,6 +125,7 @@ def test_wrong_use_is_refused_in_one_sentence_that_names_the_choices(stored: tup
     assert "give one of --text, --row and --vector" in refusal(*near, "--row", "1", "--text", "a text")
     assert "its rows are 0 to 59" in refusal(*near, "--row", "60")
     assert "choose from cosine, dot, euclidean" in refusal(*near, "--row", "1", "--metric", "manhattan")
+    assert "choose from none, centred, standardised" in refusal(*near, "--row", "1", "--scaling", "rogue")
     assert "cannot use where='colour = 1'" in refusal(*near, "--text", "a text", "--where", "colour = 1")
     for name, write in (("none.npy", None), ("text.npy", b"joy"), ("short.npy", b"\x93NUMPY\x01\x00")):
         if write is not None:
