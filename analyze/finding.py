@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from analyze.query import Run
 from analyze.scaling import scaling_of
-from analyze.similarity import along, check_one_state, nearest
+from analyze.similarity import along, check_search, nearest
 
 Queries = str | Sequence[str] | ArrayLike
 """A text, several, a vector, or several."""
@@ -41,10 +41,10 @@ def nearest_utterances(
     Raises:
         ValueError: as from similarity.nearest, or from new_texts.states_of_texts.
     """
-    check_one_state(run, site)
-    run.explain(site, layer, where)  # refuses what cannot be read, before a model is loaded
-    queries_QD = _vectors(run, site, layer, queries)
+    check_search(run, site, k, metric)  # what cannot be is refused before a model is loaded
+    run.explain(site, layer, where)
     seen = scaling_of(run, site, layer, scaling)
+    queries_QD = _vectors(run, site, layer, queries)
     found = nearest(run, site, layer, queries_QD, k, metric=metric, scaling=seen, where=where)
     n_queries, n_found = found.rows_QK.shape
     which = np.repeat(np.arange(n_queries), n_found)

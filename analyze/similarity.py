@@ -28,6 +28,7 @@ _BLOCK_BYTES = 4 << 20  # what a processor's caches hold: larger blocks take up 
 _FEWEST_ROWS = 128  # of a block, however many queries there are
 _FEWEST_QUERIES = 32  # for a matrix product: over so small a one BLAS's threads mostly wait for each other
 _BUFFER_BYTES = 32 << 20  # read at once, of what a buffer holds as float32
+_LEAST = np.finfo(np.float64).tiny  # more than what products too small for float64 can add up to
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +106,11 @@ def nearest(
             be.
     """
     queries_QD = checked_vectors(run, queries_QD, "a query")
-    if metric not in METRICS:
-        raise ValueError(f"there is no metric {metric!r}; choose from {', '.join(METRICS)}")
-    if k < 1:
-        raise ValueError(f"give a number of neighbours from 1, not {k}")
-    check_one_state(run, site)
+    check_search(run, site, k, metric)
     if scaling is not None:
         queries_QD = scaling.seen(queries_QD)
     if metric == "cosine":
-        queries_QD = _scaled(queries_QD)
+        queries_QD = _near_one(queries_QD)
         if not queries_QD.any(axis=1).all():
             scaled = "" if scaling is None else " once it is scaled,"
             raise ValueError(f"a query is 0 everywhere{scaled} so it has no direction and no cosine; take the metric euclidean")
@@ -156,10 +153,10 @@ def along(
     direction = checked_vectors(run, direction_D, "a direction")
     if len(direction) != 1:
         raise ValueError(f"give one direction, not {len(direction)}")
-    scaled_D = _scaled(direction)[0]
-    if not scaled_D.any():
+    near_one_D = _near_one(direction)[0]
+    if not near_one_D.any():
         raise ValueError("the direction is 0 everywhere, so no state lies along it")
-    unit_D = scaled_D / np.linalg.norm(scaled_D)
+    unit_D = near_one_D / np.linalg.norm(near_one_D)
     both = nearest(run, site, layer, np.stack([unit_D, -unit_D]), k, metric="dot", where=where, device=device)
     return Extremes(Ranked(both.rows_QK[0], both.scores_QK[0]), Ranked(both.rows_QK[1], 0.0 - both.scores_QK[1]))
 
@@ -182,6 +179,19 @@ def blocks(
         states_BD = memory_BD[: len(batch.rows)]
         np.copyto(states_BD, batch.hidden)
         yield batch.rows, states_BD
+
+
+def check_search(run: Run, site: str, k: int, metric: str) -> None:
+    """Make sure that there is such a search, before anything is read or computed for it.
+
+    Raises:
+        ValueError: as from `nearest`, of site, k and metric.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"there is no metric {metric!r}; choose from {', '.join(METRICS)}")
+    if k < 1:
+        raise ValueError(f"give a number of neighbours from 1, not {k}")
+    check_one_state(run, site)
 
 
 def check_one_state(run: Run, site: str) -> None:
@@ -232,7 +242,7 @@ class _Scoring:
 
 def _dot_bounds(product_QB: Floats, qq_Q1: Floats, xx_B: Floats, slack: float) -> tuple[Floats, Floats]:
     """A sum of D products, in any order, is off by D roundings of the sum of their sizes at most, which is |x| |q| at most."""
-    around_QB = slack * np.sqrt(qq_Q1) * np.sqrt(xx_B)
+    around_QB = slack * np.sqrt(qq_Q1) * np.sqrt(xx_B) + _LEAST
     return product_QB - around_QB, product_QB + around_QB
 
 
@@ -258,7 +268,7 @@ def _cosines(product: Floats, qq: Floats, xx: Floats) -> Floats:
 
 def _euclidean_bounds(product_QB: Floats, qq_Q1: Floats, xx_B: Floats, slack: float) -> tuple[Floats, Floats]:
     square_QB = qq_Q1 - 2 * product_QB + xx_B
-    around_QB = slack * (np.sqrt(qq_Q1) + np.sqrt(xx_B)) ** 2
+    around_QB = slack * (np.sqrt(qq_Q1) + np.sqrt(xx_B)) ** 2 + _LEAST
     return -np.sqrt(np.maximum(square_QB + around_QB, 0)), -np.sqrt(np.maximum(square_QB - around_QB, 0))
 
 
@@ -305,7 +315,7 @@ def _squares(vectors_ND: Floats) -> Floats:
     return np.asarray(np.vecdot(vectors_ND, vectors_ND))
 
 
-def _scaled(vectors_QD: Floats) -> Floats:
+def _near_one(vectors_QD: Floats) -> Floats:
     """Each times a power of two, which changes no digit, so that no square is too large or too small."""
     return np.asarray(np.ldexp(vectors_QD, -np.frexp(np.abs(vectors_QD).max(axis=1, keepdims=True))[1]))
 
@@ -319,7 +329,7 @@ def _product(queries_QD: Floats, device: str) -> Callable[[Floats], Floats]:
     import torch
 
     try:
-        there_QD = torch.from_numpy(queries_QD).to(device)
+        there_QD = torch.tensor(queries_QD, device=device)
     except (AssertionError, RuntimeError, TypeError) as error:  # no such device, none here, or one without float64
         raise ValueError(f"cannot multiply in float64 on {device!r}; choose cpu, or a CUDA device such as cuda:0") from error
     return lambda states_BD: (there_QD @ torch.from_numpy(states_BD).to(device).T).cpu().numpy()

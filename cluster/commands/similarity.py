@@ -51,12 +51,14 @@ def nearest(
     """Find the utterances whose states are nearest to those of a text, a row or a vector."""
     from analyze.exporting import ANSWERS, target
     from analyze.query import open_store
+    from analyze.similarity import check_search
 
     if sum(given is not None for given in (texts or None, rows or None, vector)) != 1:
         raise ValueError("give one of --text, --row and --vector; --text and --row may be repeated")
     opened_store = open_store(store)
     path = None if out is None else target(out, ANSWERS, opened_store.stored.objects)
     opened = opened_store.run(run)
+    check_search(opened, site, k, metric)
     queries = texts or (opened.hidden(site, layer, rows=rows) if rows else _read_vectors(vector))
     found = opened.nearest(site, layer, queries, k, where, metric=metric, scaling=scaling)
     if not any(found["query"].to_pylist()):  # one query needs no number

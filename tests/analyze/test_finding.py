@@ -48,6 +48,10 @@ def test_a_search_that_cannot_be_is_refused_before_a_model_is_looked_for(run: Ru
         run.nearest(SITE, 5, "a text")
     with pytest.raises(ValueError, match="cannot use where='colour = 1'"):
         run.nearest(SITE, 1, "a text", where="colour = 1")
+    with pytest.raises(ValueError, match="choose from cosine, dot, euclidean"):
+        run.nearest(SITE, 1, "a text", metric="manhattan")
+    with pytest.raises(ValueError, match="choose from none, centred, standardised"):
+        run.nearest(SITE, 1, "a text", scaling="rogue")
     with pytest.raises(ValueError, match="there is no model 'planted'"):
         run.nearest(SITE, 1, "a text")
     with pytest.raises(ValueError, match="there is no text to read"):

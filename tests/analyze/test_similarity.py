@@ -73,7 +73,7 @@ def run(request: pytest.FixtureRequest, plant: Plant) -> Run:
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_neighbours_are_those_of_a_brute_force(run: Run, data: st.DataObject) -> None:
     layer = data.draw(st.sampled_from(run.layers), "layer")
     states_ND = run.hidden(SITE, layer).astype(np.float64)
