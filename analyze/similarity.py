@@ -26,7 +26,8 @@ METRICS = ("cosine", "dot", "euclidean")
 
 _BLOCK_BYTES = 4 << 20  # what a processor's caches hold: larger blocks take up to five times as long
 _FEWEST_ROWS = 128  # of a block, however many queries there are
-_FEWEST_QUERIES = 32  # for a matrix product: over so small a one BLAS's threads mostly wait for each other
+_FEWEST_QUERIES = 32  # for a matrix product: over a small one BLAS's threads mostly wait for each other
+_PRODUCT_BYTES = 32 << 20  # of a block of which there is one
 _BUFFER_BYTES = 32 << 20  # read at once, of what a buffer holds as float32
 _LEAST = np.finfo(np.float64).tiny  # more than what products too small for float64 can add up to
 
@@ -173,7 +174,8 @@ def blocks(
         ValueError: as from Run.hidden.
     """
     width = run.manifest.width
-    n_block = max(_FEWEST_ROWS, _BLOCK_BYTES // (8 * max(width, n_queries)))
+    n_bytes = _BLOCK_BYTES if n_queries < _FEWEST_QUERIES else _PRODUCT_BYTES
+    n_block = max(_FEWEST_ROWS, n_bytes // (8 * max(width, n_queries)))
     memory_BD = np.empty((n_block, width))  # of all blocks: new memory for each takes longer than what is computed with it
     for batch in run.batches(site, layer, n_block, where, buffer_rows=max(n_block, _BUFFER_BYTES // (4 * width))):
         states_BD = memory_BD[: len(batch.rows)]

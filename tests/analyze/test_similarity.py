@@ -88,6 +88,7 @@ def test_neighbours_are_those_of_a_brute_force(run: Run, data: st.DataObject) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(similarity, "_FEWEST_ROWS", block_rows)
         patch.setattr(similarity, "_BLOCK_BYTES", 1)
+        patch.setattr(similarity, "_PRODUCT_BYTES", 1)
         patch.setattr(similarity, "_FEWEST_QUERIES", data.draw(st.sampled_from([1, 32]), "fewest queries"))
         found = nearest(run, SITE, layer, queries_QD, k, metric=metric, where=f"row % {every} = 0")
     assert_same(found, brute_force(states_ND, queries_QD, range(0, N_ROWS, every), k, metric))
