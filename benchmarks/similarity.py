@@ -96,8 +96,8 @@ def beside_scikit_learn(run: Run) -> list[tuple[str, ...]]:
             same = f"{(mine() == theirs()).mean():.1%}"
             what = f"{K} nearest of {n_queries} by {metric}"
             rows += [
-                (f"{what}, from the store", *measured(mine), same),
-                (f"{what}, scikit-learn in memory", *measured(theirs), ""),
+                (what, *measured(mine), same),
+                ("  scikit-learn, in memory", *measured(theirs), ""),
             ]
     return rows
 
