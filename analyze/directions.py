@@ -3,8 +3,6 @@
 Shape suffixes: D width, K classes.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,7 +48,8 @@ def probe_direction(
             raise ValueError(f"column {column!r} holds numbers, so its probe has one direction and no class {label!r}")
         return probe.weight_DK[:, 0].copy()
     if label not in made.classes:
-        raise ValueError(f"the probe of {column!r} has no class {label!r}; choose from {', '.join(made.classes)}")
+        asked = "has several classes" if label is None else f"has no class {label!r}"
+        raise ValueError(f"the probe of {column!r} {asked}; choose from {', '.join(made.classes)}")
     weight_D = probe.weight_DK[:, made.classes.index(label)].copy()
     return weight_D - probe.weight_DK.mean(axis=1) if probe.gives == "logits" else weight_D
 
@@ -68,7 +67,7 @@ def mean_difference(run: Run, site: str, layer: int, where: str, other: str) -> 
 
 
 def _kept(run: Run, site: str, layer: int, plain: ProbeSpec) -> tuple[Made, LinearProbe]:
-    """The probe of a layer: of several that differ in how they were fitted, the usual one, else the newest."""
+    """The probe of a layer: of several, the usual one, else one of the file with most layers, and of those the newest."""
     fitting = [
         made
         for _, made in kept_probes(run)
@@ -78,7 +77,9 @@ def _kept(run: Run, site: str, layer: int, plain: ProbeSpec) -> tuple[Made, Line
         load_probes(run, site, run.layers_of(site), plain)  # says what to do
     layers = sorted({kept for made in fitting for kept in made.layers})
     if layer not in layers:
-        raise ValueError(f"there is no {plain.kind} probe of layer {layer} of {site}; choose from {_listed(layers)}")
+        raise ValueError(
+            f"there is no {plain.kind} probe of layer {layer} of {site}; choose from {', '.join(map(str, layers))}"
+        )
     chosen = max(
         (made for made in fitting if layer in made.layers), key=lambda made: (made.spec == plain, len(made.layers), made.made)
     )
@@ -86,7 +87,3 @@ def _kept(run: Run, site: str, layer: int, plain: ProbeSpec) -> tuple[Made, Line
     probe = probes[layer]
     assert isinstance(probe, LinearProbe), "only an MLP is not"
     return made, probe
-
-
-def _listed(layers: Sequence[int]) -> str:
-    return ", ".join(map(str, layers))

@@ -98,7 +98,8 @@ def along(
     from analyze.exporting import ANSWERS, target
     from analyze.query import open_store
 
-    of_probe, of_means = label is not None or column != DEFAULT_COLUMN, where is not None and other is not None
+    of_probe = label is not None or kind is not None or column != DEFAULT_COLUMN
+    of_means = where is not None and other is not None
     if of_probe == of_means or (where is None) != (other is None):
         raise ValueError("give a --label of a kept probe (or its --column of numbers), or both --where and --other")
     opened_store = open_store(store)

@@ -103,7 +103,7 @@ def test_what_has_no_direction_is_refused_in_one_sentence(run: Run, plant: Plant
     save_probes(run, probe_layers(run, SITE, run.layers))
     with pytest.raises(ValueError, match="has no class 'joy'; choose from emotion 0, emotion 1, emotion 2"):
         probe_direction(run, SITE, 0, "joy")
-    with pytest.raises(ValueError, match="has no class None; choose from emotion 0"):
+    with pytest.raises(ValueError, match="has several classes; choose from emotion 0"):
         probe_direction(run, SITE, 0)
     with pytest.raises(ValueError, match="an MLP reads no direction; choose from linear"):
         probe_direction(run, SITE, 0, "emotion 1", kind="mlp")

@@ -137,6 +137,8 @@ def test_wrong_use_is_refused_in_one_sentence_that_names_the_choices(stored: tup
     assert "a query is 32 numbers" in refusal(*near, "--vector", tmp_path / "narrow.npy")
     for given in ((), ("--label", "joy", "--where", WHERE, "--other", "true"), ("--where", WHERE), ("--other", WHERE)):
         assert "give a --label of a kept probe" in refusal(*ends, *given)
+    assert "give a --label of a kept probe" in refusal(*ends, "--kind", "linear", "--where", WHERE, "--other", "true")
+    assert "has several classes; choose from calm, fear, joy" in refusal(*ends, "--kind", "linear")
     assert "choose from calm, fear, joy" in refusal(*ends, "--label", "anger")
     assert "make them first: affectome probe" in refusal(*ends, "--label", "joy", "--kind", "logistic")
     assert "no utterance of run" in refusal(*ends, "--where", WHERE, "--other", "label = 'anger'")
