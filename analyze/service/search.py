@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from analyze.columns import LABEL
-from analyze.directions import mean_state, probe_direction
+from analyze.directions import probe_direction
 from analyze.exporting import json_rows
 from analyze.query import Run
+from analyze.scaling import moments
 from analyze.service.answers import json_answer
 from analyze.service.asked import MOST, RunName, Which, taken
 from analyze.service.documents import ExtremesDocument, NeighboursDocument
@@ -137,8 +138,8 @@ def _direction(shelf: Shelf, run: Run, asked: Along) -> NDArray[np.float64]:
     _check_readable(run, asked)
     if asked.label is not None:
         return probe_direction(run, asked.site, asked.layer, asked.label, column=asked.column)
-    means = [mean_state(run, asked.site, asked.layer, rows=_rows(shelf, run, each)) for each in (asked.where, asked.other)]
-    return means[0] - means[1]
+    one, other = (moments(run, asked.site, asked.layer, rows=_rows(shelf, run, each)) for each in (asked.where, asked.other))
+    return one.mean_D - other.mean_D
 
 
 def _shown(run: Run, rows_K: NDArray[np.int64], scores_K: NDArray[np.float64]) -> list[Mapping[str, Any]]:
