@@ -23,7 +23,7 @@ def states(n: int, width: int, seed: int) -> NDArray[np.float32]:
 
 
 @settings(max_examples=25, deadline=None)
-@given(n=st.integers(3, 60), width=st.integers(3, 12), seed=st.integers(0, 100), size=st.integers(1, 60))
+@given(n=st.integers(3, 60), width=st.integers(3, 12) | st.just(90), seed=st.integers(0, 100), size=st.integers(1, 60))
 def test_the_plane_is_that_of_scikit_learn_however_the_states_are_cut_into_blocks(
     n: int, width: int, seed: int, size: int
 ) -> None:
@@ -60,11 +60,15 @@ def test_states_that_are_all_alike_lie_on_one_point(n: int) -> None:
     assert not found.place(hidden).any()
 
 
-def test_two_states_lie_on_a_line() -> None:
-    hidden = np.array([[0, 1, 5], [2, 1, 7]], np.float32)
+@pytest.mark.parametrize("width", [3, 300])
+def test_two_states_lie_on_a_line(width: int) -> None:
+    hidden = np.full((2, width), 1, np.float32)
+    hidden[:, [0, 2]] = [[0, 5], [2, 7]]
+    hidden[1, 3:] = 4
     found = fit_plane([hidden])
-    assert found.variance == pytest.approx((1.0, 0.0))
-    np.testing.assert_allclose(np.abs(found.place(hidden)), [[2**0.5, 0], [2**0.5, 0]], atol=1e-6)
+    assert found.variance == pytest.approx((1.0, 0.0), abs=1e-9)
+    distance = (width - 1) ** 0.5  # one standard deviation along each coordinate that varies
+    np.testing.assert_allclose(np.abs(found.place(hidden)), [[distance, 0]] * 2, atol=1e-4)
 
 
 def test_what_has_no_plane_is_said() -> None:
