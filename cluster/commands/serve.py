@@ -113,5 +113,6 @@ def _answer(app: "FastAPI", listening: socket.socket) -> None:
         with threadpool_limits(1, "blas"):  # requests run beside each other; threads of each would wait for the others'
             uvicorn.Server(config).run(sockets=[listening])
     finally:
+        app.state.queries.close()
         for each, handler in zip(ends, before, strict=True):
             signal.signal(each, handler)
