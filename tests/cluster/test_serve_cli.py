@@ -15,7 +15,7 @@ from analyze.service.settings import Settings
 from cluster.cli import app
 from cluster.commands.serve import DEFAULT_MEMORY, DEFAULT_TIMEOUT_S
 from extract.store import Store
-from tests.analyze.service.serving import serving
+from tests.analyze.service.serving import ROOT, serving
 from tests.analyze.service.stores import Planted, files, plant
 
 TOKEN = "a-token-of-these-tests"  # noqa: S105
@@ -97,6 +97,21 @@ def test_what_cannot_be_served_is_said_in_one_sentence(planted: Planted, tmp_pat
 
 def test_the_defaults_that_help_shows_are_those_of_the_service() -> None:
     assert (Settings().timeout_s, Settings().memory) == (DEFAULT_TIMEOUT_S, DEFAULT_MEMORY)
+
+
+def test_the_limits_of_the_page_are_those_of_the_service() -> None:
+    page, limits = (ROOT / "docs" / "serve.md").read_text(), Settings()
+    for said in (
+        f"{limits.most_bytes >> 20} MiB, decided before",
+        f"{limits.most_json_bytes >> 20} MiB of rows; {round(limits.most_bytes / 20 / 1e6)} million numbers",
+        f"{limits.most_rows:,} in one answer",
+        f"{limits.most_projected:,} |",
+        f"| {limits.most_neighbours:,} |",
+        f"{limits.timeout_s:g} s, and 1 GB beside its tables",
+        f"{limits.at_once} requests, {limits.queries_at_once} of them in SQL; others wait {limits.wait_s:g} s",
+        f"{limits.most_body_bytes >> 20} MiB, and {limits.stall_s:g} s to send it",
+    ):
+        assert said in page, said
 
 
 def test_an_empty_store_is_served(tmp_path: Path) -> None:
