@@ -11,8 +11,6 @@ from fastapi import APIRouter, Response
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from analyze.columns import LABEL
-from analyze.directions import mean_state, probe_direction
 from analyze.exporting import json_rows
 from analyze.query import Run
 from analyze.service.answers import json_answer
@@ -23,6 +21,7 @@ from analyze.service.planes import Planes, short
 from analyze.service.shelf import Shelf
 from analyze.similarity import along, check_one_state, checked_vectors, nearest
 
+LABEL = "label"  # analyze.columns.LABEL, which takes seconds to load
 _SHOWN = ("row", "utterance_id", "label", "text")
 _MOST_NUMBERS = 100_000
 
@@ -134,6 +133,8 @@ def _direction(shelf: Shelf, run: Run, asked: Along) -> NDArray[np.float64]:
     """The direction asked for, (D,)."""
     if (asked.label is None) == (asked.where is None) or (asked.where is None) != (asked.other is None):
         raise ValueError("give a label of a kept probe, or both where and other")
+    from analyze.directions import mean_state, probe_direction  # it takes seconds to load
+
     _check_readable(run, asked)
     if asked.label is not None:
         return probe_direction(run, asked.site, asked.layer, asked.label, column=asked.column)

@@ -11,6 +11,8 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from analyze.columns import LABEL
+from analyze.service import search
 from analyze.service.settings import Settings
 from cluster.cli import app
 from cluster.commands.serve import DEFAULT_MEMORY, DEFAULT_TIMEOUT_S
@@ -52,6 +54,7 @@ def test_it_says_where_it_is_answers_and_ends_well(planted: Planted, tmp_path: P
     assert list(files(planted.location)) == before
 
 
+@pytest.mark.slow
 def test_it_ends_while_a_query_runs(planted: Planted, tmp_path: Path) -> None:
     with serving(tmp_path, planted.location, "--timeout", "600") as service, httpx.Client() as client:
         forever = {"sql": "SELECT count(*) FROM range(100000000000) a, range(1000) b"}
@@ -96,6 +99,7 @@ def test_what_cannot_be_served_is_said_in_one_sentence(planted: Planted, tmp_pat
 
 
 def test_the_defaults_that_help_shows_are_those_of_the_service() -> None:
+    assert search.LABEL == LABEL
     assert (Settings().timeout_s, Settings().memory) == (DEFAULT_TIMEOUT_S, DEFAULT_MEMORY)
 
 
