@@ -1,15 +1,16 @@
 """Answers and slices of states as files: each is written beside and takes its name when it is whole.
 
-Rows of an answer go to disk as they are made. Of a slice every format but .npy says which run, site, layer and rows it is of;
-.npy holds the array alone, for whoever wants nothing else.
+Rows of an answer go to disk as they are made, and states layer by layer or some rows at a time. Of a slice every format but
+.npy says which run, site, layers and rows it is of; .npy holds the array alone, for whoever wants nothing else.
 
 Shape suffixes: N utterances, T tokens, O offsets, D width.
 """
 
+import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import Path
@@ -22,6 +23,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from analyze.query import Run
+from analyze.slices import Reading
 from analyze.sql import Answer
 from extract import durable
 from extract.encoding import Values
@@ -30,11 +32,13 @@ from extract.sites import Site
 
 ANSWERS = (".parquet", ".csv", ".json")
 """What the name of a file with an answer may end in."""
-SLICES = (".npy", ".parquet", ".safetensors")
+DATASET = ".dataset"
+"""What the name of a directory with a dataset of Hugging Face's ends in."""
+SLICES = (".npy", ".parquet", ".safetensors", DATASET)
 """What the name of a file with states may end in."""
 
 HIDDEN = "hidden"
-"""The column or tensor of the states."""
+"""The column or tensor of the states; of several layers the columns are called `hidden_8` and so on."""
 
 _GROUP_BYTES = 64 << 20
 _NESTED = (pa.types.is_nested, pa.types.is_map, pa.types.is_binary, pa.types.is_interval)
@@ -51,6 +55,8 @@ def target(out: str, suffixes: Sequence[str], store: Objects) -> Path:
         raise ValueError(f"cannot tell what to write to {out!r}; let its name end in {', '.join(suffixes)}")
     if "://" in out or not path.parent.is_dir():
         raise ValueError(f"there is no directory {path.parent} on this machine; make it first, or write to another")
+    if path.suffix.lower() == DATASET and path.exists():
+        raise ValueError(f"there is something at {path} already; remove it, or give another name")
     if path.is_dir():
         raise ValueError(f"{path} is a directory; give a name in it")
     if isinstance(store, LocalObjects) and path.resolve().is_relative_to(store.root.resolve()):
@@ -159,21 +165,21 @@ def _json(value: Any) -> str | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slice:
-    """States of some utterances at one layer of one site, and whose they are."""
+    """States of some utterances at one layer of one site, or at several, and whose they are."""
 
     run: Run
     """The run."""
     site: str
     """Such as `resid.last`."""
-    layer: int
-    """0 for the embedding output, i for block i."""
+    layer: int | tuple[int, ...]
+    """0 for the embedding output, i for block i; or several, ascending."""
     where: str | None
     """The condition that chose the utterances."""
     rows: pa.Table
     """The utterances, N of them, with all their columns."""
 
     @classmethod
-    def of(cls, run: Run, site: str, layer: int, where: str | None = None) -> "Slice":
+    def of(cls, run: Run, site: str, layer: int | tuple[int, ...], where: str | None = None) -> "Slice":
         """The slice that a condition chooses; no state is read yet.
 
         Raises:
@@ -183,15 +189,48 @@ class Slice:
 
     def head(self, n: int) -> "Slice":
         """The first utterances of it."""
-        return Slice(self.run, self.site, self.layer, self.where, self.rows.slice(0, n))
+        return replace(self, rows=self.rows.slice(0, n))
+
+    def pieces(self) -> Iterator["Slice"]:
+        """Slices of consecutive utterances, each of about 64 MiB as float32; one where there are no utterances.
+
+        Raises:
+            ValueError: as from Run.explain.
+        """
+        n_rows = max(1, self.rows.num_rows)
+        step = max(1, _GROUP_BYTES * n_rows // max(1, self.explain().memory_bytes))
+        for start in range(0, n_rows, step):
+            yield replace(self, rows=self.rows.slice(start, step))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layer, or all of them."""
+        return self.layer if isinstance(self.layer, tuple) else (self.layer,)
+
+    @property
+    def by_layer(self) -> Mapping[str, "Slice"]:
+        """For each layer the name of its column, `hidden` where it is alone and else such as `hidden_8`, and its slice."""
+        if isinstance(self.layer, int):
+            return {HIDDEN: self}
+        return {f"{HIDDEN}_{layer}": replace(self, layer=layer) for layer in self.layer}
 
     @property
     def of_tokens(self) -> bool:
         """Whether the site keeps every token of an utterance."""
         return Site.parse(self.site).position == "all"
 
+    def explain(self) -> Reading:
+        """What reading it touches and gives; no state is read for it.
+
+        Raises:
+            ValueError: as from Run.explain.
+        """
+        return self.run.explain(self.site, self.layer, rows=self._numbers)
+
     def hidden(self, dtype: str = "float32") -> tuple[Values, NDArray[np.int64] | None]:
         """(N, D) or (N, O, D) and None; or, where every token is kept, (T, D) and where the tokens of each utterance begin.
+
+        Several layers are an axis before.
 
         Args:
             dtype: as for Run.hidden.
@@ -199,23 +238,25 @@ class Slice:
         Raises:
             ValueError: as from Run.hidden.
         """
-        numbers = self.rows["row"].to_pylist()
         if not self.of_tokens:
-            return self.run.hidden_rows(self.site, self.layer, np.asarray(numbers, np.int64), dtype), None
-        whole = len(numbers) == self.run.manifest.n_rows  # the rows themselves: a condition may choose others the next time
-        chosen = None if whole else f"row IN ({', '.join(map(str, numbers)) or 'NULL'})"
-        states = self.run.hidden_tokens(self.site, self.layer, chosen, dtype)
+            return self.run.hidden_rows(self.site, self.layer, self._numbers, dtype), None
+        states = self.run.hidden_tokens(self.site, self.layer, dtype=dtype, rows=self._numbers)
         return states.hidden, states.row_offsets
 
     @property
+    def _numbers(self) -> NDArray[np.int64]:
+        """The rows themselves: a condition may choose others the next time."""
+        return np.asarray(self.rows["row"].to_numpy(), np.int64)
+
+    @property
     def provenance(self) -> dict[str, Any]:
-        """What the states are of."""
+        """What the states are of; `layer`, or `layers` where they are several."""
         manifest = self.run.manifest
         identity = manifest.identity
         return {
             "run_id": self.run.run_id,
             "site": self.site,
-            "layer": self.layer,
+            **({"layer": self.layer} if isinstance(self.layer, int) else {"layers": list(self.layer)}),
             "where": self.where,
             "model": manifest.model,
             "weights": identity.weights,
@@ -229,60 +270,89 @@ class Slice:
 
 
 def write_slice(states: Slice, path: Path) -> tuple[int, ...]:
-    """Write states as .npy, .parquet or .safetensors, and say of which shape they are.
+    """Write states as .npy, .parquet, .safetensors or .dataset, and say of which shape they are.
+
+    No more is in memory than one layer, or a piece of 64 MiB for formats that have a row for each utterance.
 
     Raises:
         ValueError: as from Run.hidden; or the format cannot hold them.
     """
+    shape = states.explain().shape
+    if path.suffix.lower() == DATASET:
+        from analyze.hub_dataset import write_dataset  # which builds on this
+
+        write_dataset(states, path)
+        return shape
     write = {".npy": _slice_npy, ".parquet": _slice_parquet, ".safetensors": _slice_safetensors}[path.suffix.lower()]
     with durable.replacing(path) as file:
-        return write(states, file)
+        write(states, file, shape)
+    return shape
 
 
-def _slice_npy(states: Slice, file: BinaryIO) -> tuple[int, ...]:
+def _slice_npy(states: Slice, file: BinaryIO, shape: tuple[int, ...]) -> None:
     if states.of_tokens:
         raise ValueError(
             f"{states.site} keeps every token, and .npy cannot say where an utterance ends; write .parquet or .safetensors"
         )
-    hidden, _ = states.hidden()
-    np.lib.format.write_array(file, hidden, allow_pickle=False)
-    return hidden.shape
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    for of_layer in states.by_layer.values():
+        file.write(of_layer.hidden()[0].data)
 
 
-def _slice_parquet(states: Slice, file: BinaryIO) -> tuple[int, ...]:
-    if HIDDEN in states.rows.column_names:
-        raise ValueError(
-            f"the corpus has a column {HIDDEN!r} of its own, so the states cannot be called that; write .safetensors"
-        )
-    hidden, row_offsets = states.hidden()
+def _slice_parquet(states: Slice, file: BinaryIO, _: tuple[int, ...]) -> None:
+    found = tables(states, "write .safetensors")
+    first = next(found)
+    with pyarrow.parquet.ParquetWriter(file, first.schema, compression="zstd") as writer:
+        for table in itertools.chain([first], found):
+            writer.write_table(table, row_group_size=max(1, table.num_rows))
+
+
+def tables(states: Slice, instead: str) -> Iterator[pa.Table]:
+    """The utterances with their states, piece after piece: `hidden`, or a column such as `hidden_8` for each of several layers.
+
+    Args:
+        instead: what to do where the corpus has such a column.
+
+    Raises:
+        ValueError: the corpus has a column called so; or as from Run.hidden.
+    """
+    taken = sorted(states.by_layer.keys() & set(states.rows.column_names))
+    if taken:
+        raise ValueError(f"the corpus has a column {taken[0]!r} of its own, so the states cannot be called that; {instead}")
+    for piece in states.pieces():
+        table = piece.rows
+        for name, of_layer in piece.by_layer.items():
+            table = table.append_column(name, _column(*of_layer.hidden()))
+        yield table.replace_schema_metadata({"affectome": json.dumps(states.provenance)})
+
+
+def _column(hidden: Values, row_offsets: NDArray[np.int64] | None) -> pa.Array:
     column = pa.array(hidden.reshape(-1))
     for length in reversed(hidden.shape[1:]):
         column = pa.FixedSizeListArray.from_arrays(column, int(length))
-    if row_offsets is not None:
-        column = pa.LargeListArray.from_arrays(pa.array(row_offsets), column)
-    table = states.rows.append_column(HIDDEN, column)
-    table = table.replace_schema_metadata({"affectome": json.dumps(states.provenance)})
-    row_bytes = max(1, hidden.nbytes // max(1, table.num_rows))
-    with pyarrow.parquet.ParquetWriter(file, table.schema, compression="zstd") as writer:
-        writer.write_table(table, row_group_size=max(1, _GROUP_BYTES // row_bytes))
-    return hidden.shape
+    return column if row_offsets is None else pa.LargeListArray.from_arrays(pa.array(row_offsets), column)
 
 
-def _slice_safetensors(states: Slice, file: BinaryIO) -> tuple[int, ...]:
+def _slice_safetensors(states: Slice, file: BinaryIO, shape: tuple[int, ...]) -> None:
     """The header by hand: the library wants every tensor as bytes, which doubles what a slice of gigabytes needs."""
     as_stored = states.run.manifest.identity.stored_dtype == "bfloat16"
-    hidden, row_offsets = states.hidden("stored" if as_stored else "float32")
-    tensors = {HIDDEN: ("BF16" if as_stored else "F32", hidden), "row": ("I64", states.rows["row"].to_numpy())}
-    if row_offsets is not None:
-        tensors["row_offsets"] = ("I64", row_offsets)
+    dtype, kind, itemsize = ("stored", "BF16", 2) if as_stored else ("float32", "F32", 4)
+    n_rows = states.rows.num_rows
+    sizes = {HIDDEN: (kind, shape, itemsize), "row": ("I64", (n_rows,), 8)}
+    if states.of_tokens:
+        sizes["row_offsets"] = ("I64", (n_rows + 1,), 8)
     header: dict[str, Any] = {"__metadata__": {"affectome": json.dumps(states.provenance)}}
     end = 0
-    for name, (kind, values) in tensors.items():
-        begin, end = end, end + values.nbytes
-        header[name] = {"dtype": kind, "shape": list(values.shape), "data_offsets": [begin, end]}
+    for name, (of_kind, lengths, n_bytes) in sizes.items():
+        begin, end = end, end + math.prod(lengths) * n_bytes
+        header[name] = {"dtype": of_kind, "shape": list(lengths), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
-    for _, values in tensors.values():
-        file.write(np.ascontiguousarray(values).data)
-    return hidden.shape
+    for of_layer in states.by_layer.values():
+        hidden, row_offsets = of_layer.hidden(dtype)
+        file.write(hidden.data)
+    file.write(states.rows["row"].to_numpy().data)
+    if row_offsets is not None:
+        file.write(row_offsets.data)

@@ -20,7 +20,11 @@ def same_way(run: Run, corpus: Corpus, sites: str, layers: str, **other: Any) ->
     Args:
         sites, layers: as in Request.
         other: fields of Request that are to differ from the run's, such as `continuation`, `reply` or `template`.
+
+    Raises:
+        ValueError: the run was imported.
     """
+    require_model(run)
     manifest, identity = run.manifest, run.manifest.identity
     weights = identity.weights
     same = Request(
@@ -39,6 +43,19 @@ def same_way(run: Run, corpus: Corpus, sites: str, layers: str, **other: Any) ->
     return replace(same, **other)
 
 
+def require_model(run: Run) -> None:
+    """Refuse a run whose states were made elsewhere.
+
+    Raises:
+        ValueError: it was imported.
+    """
+    if run.manifest.identity.imported:
+        raise ValueError(
+            f"run {run.run_id} was imported; its model is not known here, so nothing new can be put to it: "
+            "extract the texts with affectome extract for that"
+        )
+
+
 def stratified_sample(run: Run, examples: Examples, per_label: int) -> Corpus:
     """Some of the run's utterances, chosen by their ids alone, so that a smaller sample is part of a larger one.
 
@@ -47,8 +64,9 @@ def stratified_sample(run: Run, examples: Examples, per_label: int) -> Corpus:
         per_label: most utterances of each label, of as many situations as there are.
 
     Raises:
-        ValueError: those are too few for an analysis.
+        ValueError: those are too few for an analysis, or the run was imported.
     """
+    require_model(run)
     if per_label < FEWEST_SITUATIONS:
         raise ValueError(f"{per_label} utterances of each label are too few; take {FEWEST_SITUATIONS} or more")
     table = run.utterances()

@@ -368,7 +368,7 @@ class Run:
         if n_missing:
             raise ValueError(
                 f"run {self.run_id} is not complete: {n_missing:,} of {self.stored.n_shards:,} shards are missing; "
-                "launch the same affectome extract again to finish it"
+                f"launch the same {self.stored.command} again to finish it"
             )
         return tuple(self._whole)
 

@@ -4,6 +4,7 @@ It opens no file and no socket, reads no variable of the Python around it, loads
 of that can be set otherwise. A list of forbidden words was rejected: what the engine cannot do needs no list.
 """
 
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ _SEALED: dict[str, str | bool | int | float | list[str]] = {
     "python_enable_replacements": "false",
     "temp_directory": "",
 }
+
+_KIND = re.compile(r"^[A-Z][A-Za-z ]* Error: ")
+_ABSENT = re.compile(r'Referenced column "(.*)" not found in FROM clause!')
 
 
 @contextmanager
@@ -95,6 +99,6 @@ def check_bounds(error: Exception, timeout_s: float, memory: str) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What DuckDB says, without the hints and the quotation below it."""
-    line = str(error).strip().partition("\n")[0]
-    return line or type(error).__name__
+    """What DuckDB says, without the kind of the error, the hints and the quotation below it."""
+    line = _KIND.sub("", str(error).strip().partition("\n")[0])
+    return _ABSENT.sub(r"""there is no column "\1" (text stands in single quotes: '\1')""", line) or type(error).__name__

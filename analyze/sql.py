@@ -143,7 +143,8 @@ def _told(tables: Mapping[str, pa.Table], timeout_s: float, memory: str) -> Iter
     try:
         yield
     except (duckdb.Error, pa.ArrowException, OSError, RuntimeError) as error:
-        message = re.sub(r"^[A-Z][A-Za-z ]* Error: ", "", first_line(error))
         check_bounds(error, timeout_s, memory)
         columns = "; ".join(f"{name}: {', '.join(table.column_names)}" for name, table in tables.items())
-        raise ValueError(f"cannot answer this SQL: {message}" + (f" (columns of {columns})" if columns else "")) from error
+        raise ValueError(
+            f"cannot answer this SQL: {first_line(error)}" + (f" (columns of {columns})" if columns else "")
+        ) from error

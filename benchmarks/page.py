@@ -44,8 +44,8 @@ from extract.stored_run import StoredRun
 LAYERS = 12
 TIMES = 5
 LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
-PICTURE_OF = "site=resid.mean&layer=16&text="
-SENTENCE = "He read my diary out loud at dinner, and they all laughed."
+PICTURE_OF = "site=resid.last&layer=28&text="
+SENTENCE = "They moved the meeting again and nobody told me."
 _CLICK = """layer => {
     performance.clearMarks("projection drawn");
     window.clicked = performance.now();
@@ -116,7 +116,7 @@ def states(stored: StoredRun, shard: int, label_N: NDArray[np.int64], towards_KD
     """Bits of bfloat16 states of a shard, (L, N, D): later layers say more."""
     start, stop = stored.shard_rows(shard)
     noise_LND = np.random.default_rng(shard).standard_normal((LAYERS, stop - start, WIDTH), np.float32)
-    share_L11 = np.linspace(0, 0.4, LAYERS, dtype=np.float32)[:, None, None]
+    share_L11 = np.linspace(0, 0.15, LAYERS, dtype=np.float32)[:, None, None]
     states_LND = noise_LND + share_L11 * towards_KD[label_N[start:stop]]
     return np.ascontiguousarray(states_LND.view(np.uint16)[..., 1::2])
 
@@ -139,8 +139,8 @@ def take_picture(browser: Browser, url: str, file: Path) -> None:
         mark(page, "neighbours")
         field = page.locator("#projection .field").bounding_box()
         assert field is not None, "it is on the page"
-        for step in range(200):  # the first point below the middle
-            page.mouse.move(field["x"] + field["width"] * (0.3 + step / 2000), field["y"] + field["height"] * 0.8)
+        for step in range(200):  # the first point from there to the right
+            page.mouse.move(field["x"] + field["width"] * (0.2 + step / 1000), field["y"] + field["height"] * 0.3)
             if page.locator(".tip").is_visible():
                 break
         page.wait_for_timeout(500)

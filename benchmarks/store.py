@@ -36,8 +36,7 @@ from analyze.query import Run, open_store
 from extract.documents import Manifest, Receipt, StoredObject, now
 from extract.identity import Identity
 from extract.objects import LocalObjects
-from extract.request import DEFAULT_DATE
-from extract.run import rows_per_shard
+from extract.request import DEFAULT_DATE, rows_per_shard
 from extract.store import Store
 from extract.stored_run import StoredRun
 
@@ -138,11 +137,7 @@ def create(
     layers: int = LAYERS,
     columns: Mapping[str, Sequence[object]] | None = None,
 ) -> StoredRun:
-    """A run without shards, as an extraction of that many utterances creates it.
-
-    Args:
-        columns: more columns of the utterances.
-    """
+    """A run without shards, as an extraction of that many utterances creates it, perhaps with more columns of theirs."""
     identity = Identity(
         "sha256:0", "0", "{{ text }}", "", "0", (SITE,), (), tuple(range(layers)), "bfloat16", "bfloat16", "sdpa", False
     )
@@ -164,9 +159,8 @@ def create(
         created=now(),
     )
     texts = [f"utterance {row} says something of about this length" for row in range(n_rows)]
-    utterances = pa.table(
-        {"row": range(n_rows), "utterance_id": [str(row) for row in range(n_rows)], "text": texts, **(columns or {})}
-    )
+    names = [str(row) for row in range(n_rows)]
+    utterances = pa.table({"row": range(n_rows), "utterance_id": names, "text": texts, **(columns or {})})
     tokens = pa.table({"row": range(n_rows), "ids": [[1, 2, 3]] * n_rows, "start": [0] * n_rows, "stop": [3] * n_rows})
     return Store.open(str(root), create=True).create_run(manifest, {"utterances": utterances, "tokens": tokens})
 

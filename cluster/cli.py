@@ -17,6 +17,7 @@ from cluster.commands.corpora import corpora
 from cluster.commands.demo import demo
 from cluster.commands.extraction import extract, gc, runs, verify_runs
 from cluster.commands.geometry import geometry
+from cluster.commands.importing import import_
 from cluster.commands.models import check_model, models
 from cluster.commands.plans import refresh, schedule
 from cluster.commands.prompting import prompting
@@ -52,6 +53,7 @@ app.command("check-model")(check_model)
 app.command()(bench)
 app.add_typer(corpora, name="corpus")
 app.command()(extract)
+app.command("import")(import_)
 app.command()(runs)
 app.command()(status)
 app.command("verify")(verify_runs)

@@ -22,7 +22,7 @@ from cluster.events import (
 from cluster.execution import Demand, Execution
 from cluster.pool import RayPool
 from cluster.session import connected, visible_gpus
-from extract.launches import Launch, Survey, remove_dead
+from extract.launches import Launch, remove_dead
 from extract.models import models_directory
 from extract.objects import open_objects
 from extract.packages import PACKAGED
@@ -67,7 +67,7 @@ def _extract_here(request: Request, location: str) -> StoredRun:
     if not _finished(plan.run):
         with progress("extracting", sum(map(plan.run.shard_size, plan.run.missing_shards())), "rows") as meter:
             extract_missing(
-                plan, meter, lambda survey: note(f"the last shards are being done by {_names(survey)}; waiting for them")
+                plan, meter, lambda survey: note(f"the last shards are being done by {survey.who}; waiting for them")
             )
     return plan.run
 
@@ -151,7 +151,7 @@ def _by_workers(run: StoredRun, demand: Demand, workers: int | None) -> None:
     with Launch(run) as launch:
         survey = launch.survey()
         if survey.others:
-            note(f"{_names(survey)} at work on this run too; its shards are shared")
+            note(f"{survey.who} at work on this run too; its shards are shared")
         with progress("extracting", sum(map(run.shard_size, survey.missing)), "rows") as meter:
             listeners = (_shown(meter), _logged(run.run_id, launch.name), LaunchMetrics(run.run_id, run.manifest.model))
 
@@ -161,10 +161,6 @@ def _by_workers(run: StoredRun, demand: Demand, workers: int | None) -> None:
 
             outcome = drive(launch, RayPool(run.store_location, run.run_id, launch.name, demand, workers), tell)
     _sum_up(run, outcome)
-
-
-def _names(survey: Survey) -> str:
-    return " and ".join(other.who for other in survey.others)
 
 
 def _shown(meter: Meter) -> Callable[[Event], None]:

@@ -72,7 +72,7 @@ class StoredArray:
             read = self.objects.read_ranges(entry.path, [(offset, offset + length) for offset, length in places])
             for number, data, begin, end in zip(chunks.tolist(), read, begins.tolist(), ends, strict=True):
                 values = layout.decode(np.frombuffer(data, np.uint8), number)
-                wanted = values[entries_N[begin:end] - number * layout.chunk]
+                wanted = values[_consecutive(entries_N[begin:end] - number * layout.chunk)]
                 if places_N is None:
                     decode_into(hidden[begin:end], wanted, layout.stored_dtype)
                 else:
@@ -111,6 +111,12 @@ class StoredArray:
     def _problem(self, entry: StoredObject, error: Exception) -> ValueError:
         what = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged: {error}"
         return ValueError(f"{self.objects.url(entry.path)} {what}; see affectome verify --repair")
+
+
+def _consecutive(entries_N: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """The same as a slice where that says it, which numpy need not copy."""
+    first, last = int(entries_N[0]), int(entries_N[-1])
+    return slice(first, last + 1) if last - first + 1 == len(entries_N) and (np.diff(entries_N) == 1).all() else entries_N
 
 
 def open_array(objects: Objects, receipt: Receipt, site: str, known: dict[str, Layout]) -> StoredArray:

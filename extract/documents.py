@@ -57,7 +57,7 @@ class Manifest:
     compression: str
     """One of extract.encoding.COMPRESSIONS; it changes no number, so it is pinned here and not in the identity."""
     tables: tuple[StoredObject, ...]
-    """utterances.parquet and tokens.parquet."""
+    """utterances.parquet, and tokens.parquet or, of an imported run, states.parquet."""
     model: str
     """What the user called the model."""
     template: str
@@ -97,7 +97,7 @@ class Receipt:
     compression: str
     """The manifest's, with which the arrays were written."""
     tokens: str
-    """SHA-256 of the token ids and spans that were computed (extract.tokens.tokens_digest)."""
+    """SHA-256 of the token ids and spans that were computed (extract.tokens.tokens_digest), or of imported rows' digests."""
     n_tokens: int
     """Tokens of all prompts, without padding."""
     n_computed: int
@@ -105,7 +105,7 @@ class Receipt:
     n_shared: int
     """Tokens that all prompts begin with and that were computed once."""
     forward: str
-    """Whose forward pass computed it: `transformers` (perhaps `, compiled`), or `packed` (extract.packed)."""
+    """Whose forward pass computed it: `transformers` (perhaps `, compiled`), `packed` (extract.packed), or `imported`."""
     n_halved: int
     """Batches that did not fit into memory and were cut in two; that moves bfloat16 bits."""
     n_truncated: int
@@ -125,6 +125,11 @@ class Receipt:
     def n_rows(self) -> int:
         """Rows of the shard."""
         return self.stop - self.start
+
+    @property
+    def rows_per_shard(self) -> int:
+        """Rows of the shards that its run was cut into."""
+        return self.start // self.shard if self.shard else self.n_rows
 
     @property
     def n_bytes(self) -> int:

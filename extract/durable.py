@@ -8,6 +8,7 @@ leaves no empty file there.
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -48,6 +49,27 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def creating_directory(path: Path) -> Iterator[Path]:
+    """A directory to fill, which becomes `path`, durably, when the block ends well, and is gone when it does not.
+
+    Raises:
+        OSError: something is at `path` by then.
+    """
+    temporary = _name_beside(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for directory, _, names in os.walk(temporary):
+            for name in names:
+                sync_file(Path(directory, name))
+            sync_directory(Path(directory))
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     sync_directory(path.parent)
 
 
@@ -103,6 +125,12 @@ def write_parts(descriptor: int, parts: Sequence[Part]) -> None:
             written -= len(rest.pop(0))
         if written:
             rest[0] = rest[0][written:]
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's bytes survive a power cut, whoever wrote them."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def sync_directory(path: Path) -> None:

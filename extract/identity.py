@@ -17,6 +17,8 @@ FORMAT_VERSION = 2
 """Version of the store format (docs/store.md); a part of every run's identity."""
 
 RUN_ID_DIGITS = 16
+IMPORTED = "imported:"
+"""How the weights of a run begin whose states were made elsewhere (extract.importing)."""
 
 
 def canonical_json(value: object) -> bytes:
@@ -53,7 +55,8 @@ class Identity:
     """Everything that changes a run's numbers (docs/store.md, section 2)."""
 
     weights: str
-    """`sha256:` of the safetensors files and the configuration, or `hub:` and the commit they were pinned to."""
+    """`sha256:` of the safetensors files and the configuration, or `hub:` and the commit they were pinned to; of a run whose
+    states were made elsewhere `imported:`, what the user calls the model, `@sha256:` and the digest of the states."""
     tokenizer: str
     """SHA-256 of the tokenizer's files."""
     template: str
@@ -82,6 +85,17 @@ class Identity:
     """How the model's replies to the prompts are drawn; None where it is not asked for any."""
     reply_ends: tuple[int, ...] = ()
     """Ids of the tokens that end a reply, ascending; empty where it is not asked for any."""
+
+    @property
+    def imported(self) -> bool:
+        """Whether the states were made elsewhere."""
+        return self.weights.startswith(IMPORTED)
+
+    @property
+    def states(self) -> str:
+        """The digest of an imported run's states."""
+        assert self.imported, "an extracted run is known by what computed it"
+        return self.weights.rpartition("@sha256:")[2]
 
     @property
     def run_id(self) -> str:

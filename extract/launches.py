@@ -160,6 +160,11 @@ class Survey:
     others: tuple[Announcement, ...]
     """The other living launches."""
 
+    @property
+    def who(self) -> str:
+        """The others' names for people."""
+        return " and ".join(other.who for other in self.others)
+
 
 class Launch:
     """This process's part in a run. Use it as a context: inside, it says every few seconds that it is alive."""

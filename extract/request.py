@@ -54,3 +54,14 @@ class Request:
     """Rows of a shard, where the run is new; without it, as extract.run.rows_per_shard says."""
     token_budget: int | None = None
     """Most tokens of a batch, where the run is new; without it, as extract.budget.fit_token_budget says."""
+
+
+def rows_per_shard(n_rows: int, row_bytes: float) -> int:
+    """Rows of a shard where the user asks for no number.
+
+    Many, because a layer reads at the speed of the disk only from objects of some megabytes (benchmarks/store.py); fewer in
+    a small corpus, so that there is something to share out and little to do again; and never more than keep a shard, which
+    is held in memory, near SHARD_BYTES.
+    """
+    rows = min(MOST_ROWS_PER_SHARD, max(LEAST_ROWS_PER_SHARD, -(-n_rows // LEAST_SHARDS)))
+    return max(1, min(rows, int(SHARD_BYTES / row_bytes)))

@@ -21,11 +21,11 @@ from extract.launches import Launch, Survey, shards_to_do
 from extract.loading import COMPUTE_DTYPES, Shape, default_attention, load_tokenizer, read_shape, reply_ends
 from extract.models import Model, find_model
 from extract.objects import Objects
-from extract.request import LEAST_ROWS_PER_SHARD, LEAST_SHARDS, MOST_ROWS_PER_SHARD, SHARD_BYTES, SHARD_REPLY_TOKENS, Request
+from extract.request import SHARD_REPLY_TOKENS, Request, rows_per_shard
 from extract.shard import ShardTask, extract_shards
 from extract.sites import Site, parse_layers, parse_sites
-from extract.store import RUN_FILE, Store
-from extract.stored_run import StoredRun, through_parquet
+from extract.store import RUN_FILE, Store, check_same_columns
+from extract.stored_run import StoredRun
 from extract.templates import Template
 from extract.tokens import Prompt, continued, offsets_of
 from extract.writing import ROWS_AT_ONCE
@@ -139,7 +139,7 @@ def plan_run(request: Request, location: str, device: str | None = None) -> Plan
         budget = request.token_budget or fit_token_budget(loaded, prompts, identity.layers, sites, identity.offsets)
         manifest = _manifest(replace(asked, request=request, identity=identity), budget)
         run = store.create_run(manifest, {"utterances": utterances, "tokens": _tokens(prompts)})
-    _check_same_columns(run, utterances)
+    check_same_columns(run, utterances)
     return Plan(store, run, model, device)
 
 
@@ -194,19 +194,12 @@ def _as_pinned(request: Request, receipt: Receipt | None) -> Request:
     """The request, cut and batched as the shards that a run without a manifest still has."""
     if receipt is None:
         return request
-    rows = receipt.start // receipt.shard if receipt.shard else receipt.n_rows
-    return replace(request, rows_per_shard=rows, token_budget=receipt.token_budget, compression=receipt.compression)
-
-
-def rows_per_shard(n_rows: int, row_bytes: float) -> int:
-    """Rows of a shard where the user asks for no number.
-
-    Many, because a layer reads at the speed of the disk only from objects of some megabytes (benchmarks/store.py); fewer in
-    a small corpus, so that there is something to share out and little to do again; and never more than keep a shard, which
-    is held in memory, near SHARD_BYTES.
-    """
-    rows = min(MOST_ROWS_PER_SHARD, max(LEAST_ROWS_PER_SHARD, -(-n_rows // LEAST_SHARDS)))
-    return max(1, min(rows, int(SHARD_BYTES / row_bytes)))
+    return replace(
+        request,
+        rows_per_shard=receipt.rows_per_shard,
+        token_budget=receipt.token_budget,
+        compression=receipt.compression,
+    )
 
 
 def _rows_per_shard(identity: Identity, shape: Shape, prompts: Sequence[Prompt]) -> int:
@@ -322,24 +315,3 @@ def _tokens(prompts: Sequence[Prompt]) -> pa.Table:
             "truncated": pa.array([prompt.truncated for prompt in prompts], pa.bool_()),
         }
     )
-
-
-def _check_same_columns(run: StoredRun, utterances: pa.Table) -> None:
-    """A run found again must hold the labels and columns it is asked with, or an analysis would read stale ones."""
-    stored, asked = run.table("utterances"), through_parquet(utterances)
-    names = dict.fromkeys(stored.column_names + asked.column_names)
-    differing = [
-        name
-        for name in names
-        if name not in stored.column_names or name not in asked.column_names or not _same_values(stored[name], asked[name])
-    ]
-    if differing:
-        raise ValueError(
-            f"run {run.run_id} holds these texts already, but with other values in {', '.join(differing)}; "
-            "stored runs never change, so extract the corrected corpus into another store"
-        )
-
-
-def _same_values(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
-    """Whether two columns are equal; unlike Arrow's own comparison, a NaN equals a NaN."""
-    return bool(one.type == other.type and (one.equals(other) or repr(one.to_pylist()) == repr(other.to_pylist())))

@@ -170,7 +170,7 @@ class Attempt:
         )
         if run.commit(receipt):
             return Committed(receipt, here=True)
-        _, other = _end_of_log(run, shard)
+        _, other = run.end_of_log(shard)
         return Committed(other, here=False) if other is not None else None
 
     def _replies_table(self) -> pa.Table | None:
@@ -190,7 +190,7 @@ def begin(task: ShardTask, on_rows: Callable[[int], None] = lambda _: None) -> C
         ExtractionError, ValueError: as from `extract_shards`.
     """
     run = Store.open(task.store).run(task.run_id)
-    entry, receipt = _end_of_log(run, task.shard)
+    entry, receipt = run.end_of_log(task.shard)
     if receipt is not None:
         return Committed(receipt, here=False)
     began = time.perf_counter()
@@ -207,13 +207,6 @@ def begin(task: ShardTask, on_rows: Callable[[int], None] = lambda _: None) -> C
     found = compute_shard(loaded, run, task.shard, read, row_offsets, on_rows)
     seconds = (ready - began, answered - ready, time.perf_counter() - answered)
     return Attempt(task, run, entry, prompts, replies, n_halved, row_offsets, found, loaded.forward, *seconds)
-
-
-def _end_of_log(run: StoredRun, shard: int) -> tuple[int, Receipt | None]:
-    """Which entry a shard's log gets next, and the receipt it ends with, where it does."""
-    n_entries = run.log_lengths().get(shard, 0)
-    last = run.log_entry(shard, n_entries - 1) if n_entries else None
-    return n_entries, last if isinstance(last, Receipt) else None
 
 
 def _device_name(device: str) -> str:

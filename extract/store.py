@@ -25,7 +25,7 @@ from extract.documents import (
 from extract.durable import is_unfinished
 from extract.identity import FORMAT_VERSION, Identity, canonical_json, sha256_hex
 from extract.objects import LocalObjects, Objects, open_objects
-from extract.stored_run import StoredRun, parquet_bytes
+from extract.stored_run import StoredRun, parquet_bytes, through_parquet
 
 STORE_FILE = "affectome.json"
 RUN_FILE = "run.json"
@@ -129,11 +129,14 @@ class Store:
             ValueError: more than one starts so.
         """
         held = self.run_ids()
+        if not prefix:
+            choices = ", ".join(held) or "none yet"
+            raise ValueError(f"say which run of {self.location} by its id, or by how that begins; runs: {choices}")
         found = [run_id for run_id in held if run_id.startswith(prefix)]
         if not found:
             choices = ", ".join(held) or "none yet"
             raise UnknownRunError(f"no run starts with {prefix!r} in {self.location}; runs: {choices}")
-        if len(found) > 1 or not prefix:
+        if len(found) > 1:
             raise ValueError(f"{len(found)} runs start with {prefix!r} in {self.location}; runs: {', '.join(found)}")
         return found[0]
 
@@ -165,7 +168,7 @@ class Store:
 
         Args:
             manifest: without its tables, which are written here.
-            tables: `utterances` and `tokens`.
+            tables: `utterances`, and `tokens` or `states`.
         """
         objects = self.objects.at(f"runs/{manifest.run_id}")
         prefix = f"tables/{secrets.token_hex(4)}"
@@ -198,6 +201,31 @@ class Store:
         if not run_id == manifest.run_id == manifest.identity.run_id:
             raise ValueError(f"manifest {objects.url(RUN_FILE)} is damaged: its identity is not that of run {run_id}")
         return StoredRun(objects, manifest)
+
+
+def check_same_columns(run: StoredRun, utterances: pa.Table) -> None:
+    """A run found again must hold the labels and columns it is asked with, or an analysis would read stale ones.
+
+    Raises:
+        ValueError: it holds others.
+    """
+    stored, asked = run.table("utterances"), through_parquet(utterances)
+    names = dict.fromkeys(stored.column_names + asked.column_names)
+    differing = [
+        name
+        for name in names
+        if name not in stored.column_names or name not in asked.column_names or not _same_values(stored[name], asked[name])
+    ]
+    if differing:
+        raise ValueError(
+            f"run {run.run_id} holds these texts already, but with other values in {', '.join(differing)}; "
+            "stored runs never change, so put the corrected corpus into another store"
+        )
+
+
+def _same_values(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
+    """Whether two columns are equal; unlike Arrow's own comparison, a NaN equals a NaN."""
+    return bool(one.type == other.type and (one.equals(other) or repr(one.to_pylist()) == repr(other.to_pylist())))
 
 
 _MARKER = canonical_json({"format": "affectome-store", "version": FORMAT_VERSION})

@@ -66,6 +66,16 @@ class StoredRun:
         return self.objects.url().rsplit("/", 2)[0]
 
     @property
+    def command(self) -> str:
+        """What makes it, and makes again what was taken back."""
+        return "affectome import" if self.manifest.identity.imported else "affectome extract"
+
+    @property
+    def inputs(self) -> str:
+        """The table of what its shards are made from: `tokens`, or `states` of an imported run."""
+        return "states" if self.manifest.identity.imported else "tokens"
+
+    @property
     def n_shards(self) -> int:
         """How many shards the run has when it is complete."""
         return -(-self.manifest.n_rows // self.manifest.rows_per_shard)
@@ -116,15 +126,23 @@ class StoredRun:
         pinned = (self.manifest.token_budget, self.manifest.compression)
         return rows == self.shard_rows(receipt.shard) and made_with == pinned
 
+    def end_of_log(self, shard: int) -> tuple[int, Receipt | None]:
+        """Which entry a shard's log gets next, and the receipt it ends with; None while the shard does not exist.
+
+        Raises:
+            ValueError: the last entry is damaged.
+        """
+        n_entries = self.log_lengths().get(shard, 0)
+        last = self.log_entry(shard, n_entries - 1) if n_entries else None
+        return n_entries, last if isinstance(last, Receipt) else None
+
     def receipt(self, shard: int) -> Receipt | None:
         """A shard's receipt, or None while the shard does not exist.
 
         Raises:
             ValueError: the last entry of its log is damaged.
         """
-        length = self.log_lengths().get(shard, 0)
-        last = self.log_entry(shard, length - 1) if length else None
-        return last if isinstance(last, Receipt) else None
+        return self.end_of_log(shard)[1]
 
     def receipts(self) -> list[Receipt]:
         """The receipts of the shards that exist, in order.
@@ -159,7 +177,7 @@ class StoredRun:
     # Tables.
 
     def table(self, name: str) -> pa.Table:
-        """Read `utterances` or `tokens`.
+        """Read `utterances`, or `tokens` or `states`, whichever `inputs` says.
 
         Raises:
             ValueError: its bytes are not those the manifest names.

@@ -20,7 +20,9 @@ import pyarrow as pa
 from extract.corpus import texts_digest
 from extract.documents import Receipt, StoredObject
 from extract.encoding import METADATA_KEY, Layout, is_finite
+from extract.identity import sha256_hex
 from extract.objects import Objects
+from extract.row_digests import digests_in
 from extract.store import Store
 from extract.stored_run import REPLIES_FILE, StoredRun, attempt_prefix, prompts_of, read_checked
 from extract.tokens import offsets_of, tokens_digest
@@ -91,11 +93,11 @@ def verify(run: StoredRun, fast: bool = False, on_shards: Callable[[int], None] 
         receipts = [each for each in found if isinstance(each, Receipt)]
         problems = [each for each in found if isinstance(each, Problem)]
         if not fast:
-            tables, tokens = _read_tables(run)
+            tables, inputs = _read_tables(run)
             problems += [Problem(None, sentence) for sentence in tables]
         on_shards(run.n_shards - len(receipts))
         for receipt in receipts:
-            sentences = _receipt_problems(run, receipt) if fast else _shard_problems(run, receipt, tokens, pool)
+            sentences = _receipt_problems(run, receipt) if fast else _shard_problems(run, receipt, inputs, pool)
             problems += [Problem(receipt.shard, sentence) for sentence in sentences]
             on_shards(1)
     spoiled = {problem.shard for problem in problems}
@@ -146,10 +148,11 @@ def _receipts(run: StoredRun, lengths: Mapping[int, int], pool: ThreadPoolExecut
 
 
 def _read_tables(run: StoredRun) -> tuple[list[str], pa.Table | None]:
-    """What is wrong with the tables, and the tokens where they are right."""
+    """What is wrong with the tables, and what the shards are made from where that is right."""
     problems: list[str] = []
     tables: dict[str, pa.Table] = {}
-    for name in ("utterances", "tokens"):
+    identity = run.manifest.identity
+    for name in ("utterances", run.inputs):
         try:
             table = run.table(name)
         except ValueError as error:
@@ -157,11 +160,13 @@ def _read_tables(run: StoredRun) -> tuple[list[str], pa.Table | None]:
             continue
         if table["row"].to_pylist() != list(range(run.manifest.n_rows)):
             problems.append(f"{name}.parquet does not hold rows 0 to {run.manifest.n_rows - 1:,}, once each")
-        elif name == "utterances" and texts_digest(table) != run.manifest.identity.corpus:
+        elif name == "utterances" and texts_digest(table) != identity.corpus:
             problems.append("utterances.parquet holds other texts than the run was made from")
+        elif name == "states" and sha256_hex(digests_in(table)) != identity.states:
+            problems.append("states.parquet holds other digests than those of the states that were imported")
         else:
             tables[name] = table
-    return problems, tables.get("tokens")
+    return problems, tables.get(run.inputs)
 
 
 def _receipt_problems(run: StoredRun, receipt: Receipt) -> Iterator[str]:
@@ -182,17 +187,16 @@ def _receipt_problems(run: StoredRun, receipt: Receipt) -> Iterator[str]:
         yield f"its receipt names {len(named)} objects, which are not those of its sites"
 
 
-def _shard_problems(run: StoredRun, receipt: Receipt, tokens: pa.Table | None, pool: ThreadPoolExecutor) -> Iterator[str]:
+def _shard_problems(run: StoredRun, receipt: Receipt, inputs: pa.Table | None, pool: ThreadPoolExecutor) -> Iterator[str]:
     incomplete = list(_receipt_problems(run, receipt))
     yield from incomplete
     if incomplete:
         return
     row_offsets: list[int] | None = None
-    if tokens is not None:
-        prompts = prompts_of(tokens.slice(receipt.start, receipt.n_rows))
-        row_offsets = offsets_of(prompts)
-        if tokens_digest(prompts) != receipt.tokens:
-            yield "it was computed from other tokens than tokens.parquet holds"
+    if inputs is not None:
+        row_offsets, digest = _made_from(run, inputs.slice(receipt.start, receipt.n_rows))
+        if digest != receipt.tokens:
+            yield f"it was made from other {run.inputs} than {run.inputs}.parquet holds"
     if run.manifest.identity.reply is not None:
         try:
             run.replies(receipt)
@@ -210,13 +214,21 @@ def _shard_problems(run: StoredRun, receipt: Receipt, tokens: pa.Table | None, p
         if layout is not None and row_offsets is not None:
             expected = run.layout(receipt.shard, site, row_offsets)
             if (layout.shape, layout.row_offsets) != (expected.shape, expected.row_offsets):
-                yield f"{site} has shape {layout.shape} instead of {expected.shape}, or other rows than tokens.parquet"
+                yield f"{site} has shape {layout.shape} instead of {expected.shape}, or other rows than {run.inputs}.parquet"
                 layout = None
         check = partial(_object_problem, run.objects, layout)
         objects = [entry for path, entry in entries.items() if path.startswith(f"{prefix}/")]
         for entry, problem in zip(objects, pool.map(check, objects), strict=True):
             if problem:
                 yield f"{site}, {_layer_name(run, entry)}: {problem}"
+
+
+def _made_from(run: StoredRun, inputs: pa.Table) -> tuple[list[int], str]:
+    """Where each row's tokens begin, none in an imported run, and the digest that a receipt of these inputs has."""
+    if run.manifest.identity.imported:
+        return [], sha256_hex(digests_in(inputs))
+    prompts = prompts_of(inputs)
+    return offsets_of(prompts), tokens_digest(prompts)
 
 
 def _object_problem(objects: Objects, layout: Layout | None, entry: StoredObject) -> str | None:

@@ -34,6 +34,14 @@ def tiny_model(builtin_model: Model, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
+def deep_model(builtin_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A Llama of 16 blocks and width 32 with a head and random weights, and the built-in model's tokenizer."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(_small_llama(num_hidden_layers=16, max_position_embeddings=64, initializer_range=0.2))
+    return _saved(model, builtin_model, tmp_path_factory.mktemp("models") / "deep")
+
+
+@pytest.fixture(scope="session")
 def writing_model(builtin_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A Llama with a head and random weights that ends about every tenth token, and the built-in model's tokenizer."""
     torch.manual_seed(0)

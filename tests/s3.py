@@ -153,6 +153,19 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         yield server
 
 
+@contextlib.contextmanager
+def copied_to_s3(server: S3Server, store: str) -> Iterator[str]:
+    """Copy a local store to the server, and give its URL; within, the environment leads there."""
+    filesystem, location = fsspec.get_filesystem_class("s3"), f"s3://{BUCKET}/{secrets.token_hex(8)}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        filesystem.clear_instance_cache()
+        server.filesystem().put(f"{store}/", location, recursive=True)
+        yield location
+    filesystem.clear_instance_cache()
+
+
 @dataclass(frozen=True, slots=True)
 class Faults:
     """What a proxy does to the exchanges, one request and its response each, that pass it."""

@@ -93,3 +93,5 @@ def test_a_wheel_works_installed_outside_the_repository(tmp_path: Path) -> None:
     assert "1,575" in result.stdout
     templates = [path.name for path in (tmp_path / "site" / "analyze" / "templates").iterdir()]
     assert "report.html.j2" in templates
+    page = [path.name for path in (tmp_path / "site" / "analyze" / "service" / "page").iterdir()]
+    assert {"index.html", "page.js", "page.css", "icon.svg"} <= set(page)

@@ -94,7 +94,9 @@ def _page(run: Run, evidence: Evidence) -> Page:
         how=tuple(geometry_section(result, _best_layer(result.site, probes)) for result in evidence.geometries),
         how_command=provenance.commands_to_measure(run, "geometry", "--site", best.site),
         persistence=persistence_sections(persistence, _best_layer(LAST, probes)),
-        persistence_command=provenance.commands_to_measure(run, "persistence", *_persistence_options(run, best)),
+        persistence_command=""
+        if manifest.identity.imported
+        else provenance.commands_to_measure(run, "persistence", *_persistence_options(run, best)),
         contrasts=tuple(contrast_section(result) for result in evidence.transfers),
         asked=(
             *(zero_shot_section(result) for result in evidence.zero_shots),

@@ -15,6 +15,10 @@ from extract.sites import Site
 
 _QUANTISED_MODEL = "smollm2-135m-instruct"
 _FEW_EXAMPLES = 100
+_IMPORTED = (
+    "The states were imported: which model made them, from which tokens, in which template and precision, is what was said of "
+    "them, and nothing here has checked it.",
+)
 
 
 def limits(
@@ -22,6 +26,7 @@ def limits(
 ) -> tuple[str, ...]:
     """The limits of a run, one or two sentences each."""
     return (
+        *(_IMPORTED if manifest.identity.imported else ()),
         *_probe_limits(manifest, best, probes),
         *(_persistence_limits(persistence) if persistence else ()),
         *_precision_limits(manifest),
@@ -72,7 +77,9 @@ def _persistence_limits(persistence: Sequence[PersistenceResult]) -> list[str]:
 
 def _precision_limits(manifest: Manifest) -> list[str]:
     computed, stored = manifest.identity.compute_dtype, manifest.identity.stored_dtype
-    said = []
+    said: list[str] = []
+    if manifest.identity.imported:
+        return said
     if "bfloat16" in (computed, stored):
         said.append(
             f"Numbers are rounded: computed in {computed}, stored in {stored}; bfloat16 keeps 8 significant bits, and another "

@@ -102,7 +102,7 @@ class Page:
     persistence: tuple[Section, ...]
     """Empty where it was not measured."""
     persistence_command: str
-    """How to measure it."""
+    """How to measure it; empty where it cannot be."""
     contrasts: tuple[Section, ...]
     """Transfer between conditions of the run, such as with the keyword and without; may be empty."""
     asked: tuple[Section, ...]

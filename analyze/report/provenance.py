@@ -50,7 +50,6 @@ def with_continuations(run: Run, persistence: Sequence[PersistenceResult]) -> Me
 def facts(run: Run, receipts: Sequence[Receipt], best: ProbeResult, measured: Measured) -> tuple[Fact, ...]:
     """What was run, line by line."""
     manifest, identity = run.manifest, run.manifest.identity
-    truncated = sum(receipt.n_truncated for receipt in receipts)
     left_out = (
         f"{best.n_unlabelled:,} utterances without a single label, {best.n_other_split:,} of another split than train and test"
     )
@@ -58,22 +57,45 @@ def facts(run: Run, receipts: Sequence[Receipt], best: ProbeResult, measured: Me
         Fact("run", f"{run.run_id}, created {manifest.created}"),
         Fact("model", f"{manifest.model}: {manifest.n_layers} blocks, width {manifest.width:,}"),
         Fact("weights", identity.weights),
-        Fact("tokenizer", f"sha256:{identity.tokenizer}"),
-        Fact("template", identity.template if manifest.template != "chat" else f"chat: {identity.template}"),
-        Fact("system prompt", manifest.system or "none"),
+        *(_imported_facts(run) if identity.imported else _prompt_facts(run)),
         Fact("corpus", f"{manifest.corpus}, {manifest.n_rows:,} rows, sha256:{identity.corpus}"),
         Fact("labels", ", ".join(best.classes)),
         Fact("split", f"{best.split}: {best.n_train:,} train, {best.n_test:,} test of {best.n_test_situations:,} situations"),
         Fact("left out", left_out),
         Fact("sites", ", ".join(identity.sites)),
         Fact("layers", ranges(identity.layers)),
+        *(() if identity.imported else _computed_facts(run, receipts)),
+        Fact("finished", _finished(receipts)),
+        Fact("libraries", _libraries(receipts)),
+        *(Fact("continuation", _continuation_words(result, continuation)) for result, continuation in measured),
+    )
+
+
+def _prompt_facts(run: Run) -> tuple[Fact, ...]:
+    manifest, identity = run.manifest, run.manifest.identity
+    return (
+        Fact("tokenizer", f"sha256:{identity.tokenizer}"),
+        Fact("template", identity.template if manifest.template != "chat" else f"chat: {identity.template}"),
+        Fact("system prompt", manifest.system or "none"),
+    )
+
+
+def _imported_facts(run: Run) -> tuple[Fact, ...]:
+    return (
+        Fact("imported", "the states were made elsewhere; model, layers and template are what was said of them"),
+        Fact("template", run.manifest.template),
+        Fact("precision", f"stored in {run.manifest.identity.stored_dtype}"),
+    )
+
+
+def _computed_facts(run: Run, receipts: Sequence[Receipt]) -> tuple[Fact, ...]:
+    manifest, identity = run.manifest, run.manifest.identity
+    truncated = sum(receipt.n_truncated for receipt in receipts)
+    return (
         Fact("precision", f"computed in {identity.compute_dtype}, stored in {identity.stored_dtype}"),
         Fact("attention", identity.attention),
         Fact("cut at the context", f"{truncated:,} utterances" if identity.truncate else "not allowed"),
         Fact("batches", f"shards of {manifest.rows_per_shard:,} rows, {manifest.token_budget:,} tokens a batch"),
-        Fact("finished", _finished(receipts)),
-        Fact("libraries", _libraries(receipts)),
-        *(Fact("continuation", _continuation_words(result, continuation)) for result, continuation in measured),
     )
 
 
@@ -83,8 +105,9 @@ def work(receipts: Sequence[Receipt]) -> Table:
     for receipt in receipts:
         groups.setdefault((receipt.device, receipt.host), []).append(receipt)
     stages = list(dict.fromkeys(stage for receipt in receipts for stage in receipt.seconds))
+    done = "imported" if any(receipt.forward == "imported" for receipt in receipts) else "computed"
     return Table(
-        caption=f"Where it was computed: {sum(receipt.n_tokens for receipt in receipts):,} tokens, {len(receipts):,} receipts",
+        caption=f"Where it was {done}: {sum(receipt.n_tokens for receipt in receipts):,} tokens, {len(receipts):,} receipts",
         header=("device", "host", "receipts", "rows", "tokens", *(f"{stage}, s" for stage in stages)),
         rows=tuple((*place, *_work_cells(made, stages)) for place, made in groups.items()),
     )
@@ -93,7 +116,7 @@ def work(receipts: Sequence[Receipt]) -> Table:
 def commands(run: Run, evidence: Evidence, measured: Measured) -> tuple[str, ...]:
     """The commands that make the run, its results and its report again."""
     return (
-        _extract_command(run),
+        _import_command(run) if run.manifest.identity.imported else _extract_command(run),
         *(_probe_command(run, probe) for probe in evidence.probes),
         *(_geometry_command(run, result) for result in evidence.geometries),
         *(_transfer_command(run, result) for result in evidence.transfers),
@@ -236,6 +259,15 @@ def _persistence_command(run: Run, measured: Measured, index: int) -> str:
     if continuation.passage_id is None:
         return f"{command}  # run {result.continued_run_id} was continued with a text that is no built-in passage"
     return f"{command} {shlex.join(('--passage', continuation.passage_id, '--per-label', str(continuation.per_label)))}"
+
+
+def _import_command(run: Run) -> str:
+    """Which file it was is not kept, only what its numbers were."""
+    manifest, identity = run.manifest, run.manifest.identity
+    words = ["affectome", "import", run.stored.store_location, "--states", "FILE", "--corpus", manifest.corpus]
+    words += ["--site", identity.sites[0], "--layers", _list(identity.layers), "--n-layers", str(manifest.n_layers)]
+    words += ["--model", manifest.model, "--template", manifest.template]
+    return f"{shlex.join(words)}  # FILE: that of the states"
 
 
 def _extract_command(run: Run) -> str:

@@ -21,13 +21,13 @@ from analyze.zeroshot import ZeroShotResult
 Row = dict[str, str | int | float | None]
 
 _COUNTS = frozenset(("layer", "n", "offset"))
-_NUMBERS = frozenset(("value", "low", "high", "chance", "p_value"))
+_NUMBERS = frozenset(("value", "low", "high", "chance", "p_value", "strength"))
 
 
 def probe_table(probes: Iterable[ProbeResult | MultiLabelResult | ValueResult]) -> pa.Table:
-    """run_id, site, kind, label_column (what was read), layer, metric, label (null for all), value, low, high, chance (null
-    where there is none), n."""
-    columns = "run_id site kind label_column layer metric label value low high chance n"
+    """run_id, site, kind, label_column (what was read), balance, strength (null where cross-validation chose it), solver,
+    layer, metric, label (null for all), value, low, high, chance (null where there is none), n."""
+    columns = "run_id site kind label_column balance strength solver layer metric label value low high chance n"
     return _table(columns, (row for probe in probes for row in _rows_of_any(probe)))
 
 
@@ -83,7 +83,16 @@ def _span(interval: Interval | None) -> Row:
 
 def _rows_of_any(probe: ProbeResult | MultiLabelResult | ValueResult) -> Iterator[Row]:
     spec = probe.spec
-    base: Row = {"run_id": probe.run_id, "site": probe.site, "kind": spec.kind, "label_column": spec.column, "n": probe.n_test}
+    base: Row = {
+        "run_id": probe.run_id,
+        "site": probe.site,
+        "kind": spec.kind,
+        "label_column": spec.column,
+        "balance": spec.balance,
+        "strength": spec.strength,
+        "solver": spec.solver,
+        "n": probe.n_test,
+    }
     match probe:
         case ProbeResult():
             rows = _probe_rows(probe)

@@ -91,6 +91,7 @@ def predict(
     """Read new text with a probe that `affectome probe` kept, of all layers of the site."""
     from analyze import results
     from analyze.columns import form_of, usual_kind
+    from analyze.extracting import require_model
     from analyze.probes import ProbeSpec
     from analyze.query import open_store
     from analyze.saved import load_probes
@@ -100,6 +101,7 @@ def predict(
     if (not texts) == (corpus is None):
         raise ValueError("give either texts to read or a --corpus of them")
     opened = open_store(store).run(run)
+    require_model(opened)
     spec = ProbeSpec(kind or usual_kind(opened, label), column=label)
     layers = opened.layers_of(site)
     made, probes = load_probes(opened, site, layers, spec)
@@ -141,12 +143,14 @@ def persistence(
     as_json: JsonOption = False,
 ) -> None:
     """Force the same neutral continuation after every utterance, or let the model reply, and probe along it."""
+    from analyze.extracting import require_model
     from analyze.query import open_store
     from cluster import pipeline
 
     if reply is None and (template is not None or temperature or seed or top_p != 1):
         raise ValueError("--template, --temperature, --top-p and --seed are of replies; add --reply TOKENS")
     opened = open_store(store).run(run)
+    require_model(opened)  # before minutes of probing
     execution = Execution(workers, address)
     chosen = (best_last_layer(opened, kind, execution),) if layers is None else chosen_layers(opened, "resid.last", layers)
     if reply is None:

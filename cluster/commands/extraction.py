@@ -20,6 +20,7 @@ from cluster.console import Row, duration, fail_with, note, print_json, print_ro
 from extract.corpus import BUILTIN as BUILTIN_CORPUS
 from extract.corpus import read_corpus
 from extract.decoding import Decoding
+from extract.identity import IMPORTED
 from extract.packages import BUILTIN
 from extract.request import DEFAULT_DATE, DEFAULT_SITES, MOST_ROWS_PER_SHARD, Request
 from extract.sites import parse_offsets
@@ -104,7 +105,7 @@ def extract(
     )
     run = extract_run(request, store, Execution(workers, address, gpus_per_worker, cpus_per_worker))
     if as_json:
-        print_json(_run_row(run))
+        print_json(run_row(run))
         return
     note(_what_was_done(run))
     typer.echo(run.run_id)
@@ -118,7 +119,7 @@ def runs(store: StoreArgument, as_json: JsonOption = False) -> None:
     rows, problems = [], []
     for run_id in opened.run_ids():
         try:
-            rows.append(_run_row(opened.run(run_id)))
+            rows.append(run_row(opened.run(run_id)))
         except ValueError as error:  # one damaged run must not hide the others
             problems.append(f"run {run_id}: {error}")
     print_rows(f"runs in {store}", rows, as_json)
@@ -130,7 +131,7 @@ def verify_runs(
     run: RunsArgument = None,
     fast: Annotated[bool, typer.Option("--fast", help="Read the receipts only.")] = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Take damaged shards back, so that they are extracted again.")
+        bool, typer.Option("--repair", help="Take damaged shards back, so that they are extracted or imported again.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -158,10 +159,10 @@ def verify_runs(
     problems += [f"run {verdict.run_id}: {problem}" for verdict in verdicts for problem in verdict.problems]
     for stored, verdict in zip(chosen, verdicts, strict=True):
         if repair and not verdict.whole:
-            done.append(_what_was_repaired(verdict, requeue(opened, stored, verdict)))
+            done.append(_what_was_repaired(stored, verdict, requeue(opened, stored, verdict)))
     for line in done:
         note(line)
-    remedy = "" if repair else "; take what is damaged back with --repair and launch the extraction again"
+    remedy = "" if repair else "; take what is damaged back with --repair and launch the extraction or the import again"
     fail_with(problems, f"in {store}, named above{remedy}")
 
 
@@ -206,10 +207,11 @@ def gc(
     fail_with(problems, f"in {store}, named above; nothing of those runs was touched")
 
 
-def _what_was_repaired(verdict: "Verdict", shards: Sequence[int]) -> str:
+def _what_was_repaired(run: "StoredRun", verdict: "Verdict", shards: Sequence[int]) -> str:
     manifest = "; removed its manifest, because the tables it names are damaged" if verdict.damaged_tables else ""
     again = f"will do shards {', '.join(map(str, shards))}" if shards else "will do no shard"
-    return f"run {verdict.run_id}: launching its extraction again {again}{manifest}; after that launch, affectome gc clears up"
+    what = "import" if run.manifest.identity.imported else "extraction"
+    return f"run {verdict.run_id}: launching its {what} again {again}{manifest}; after that launch, affectome gc clears up"
 
 
 def _run_ids(store: "Store", prefix: str | None) -> list[str]:
@@ -227,7 +229,8 @@ def _what_was_done(run: "StoredRun") -> str:
     return f"{run.manifest.n_rows:,} rows, {tokens:,} tokens; time of all workers: {spent}{cut}"
 
 
-def _run_row(run: "StoredRun") -> Row:
+def run_row(run: "StoredRun") -> Row:
+    """A run as affectome runs lists it."""
     manifest, receipts = run.manifest, run.receipts()
     return {
         "run": run.run_id,
@@ -247,7 +250,9 @@ def _run_row(run: "StoredRun") -> Row:
 
 
 def _revision(weights: str) -> str:
-    """The commit of a hub model; else the beginning of the digest of its weights."""
+    """The commit of a hub model, or the beginning of the digest of its weights or of imported states."""
+    if weights.startswith(IMPORTED):
+        return f"imported {weights.rpartition('@')[2][: len('sha256:') + 12]}"
     return weights.rpartition("@")[2] if weights.startswith("hub:") else weights[: len("sha256:") + 12]
 
 

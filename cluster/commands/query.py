@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.commands.options import JsonOption, StoreArgument
+from cluster.commands.options import JsonOption, StoreArgument, chosen_layers
 from cluster.console import Fact, Row, in_one_line, note, print_json, print_rows, visible
 
 if TYPE_CHECKING:  # they take seconds to load
@@ -39,19 +39,29 @@ def query(
     site: Annotated[
         str | None, typer.Option("--site", help="With --run: where; resid.last without it.", show_default=False)
     ] = None,
-    layer: Annotated[int | None, typer.Option("--layer", help="With --run: which layer.", show_default=False)] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            "--layer", help="With --run: a layer, or several as in 8,12 or 0:12, or all the site has.", show_default=False
+        ),
+    ] = None,
     where: Annotated[
         str | None,
         typer.Option("--where", help="With --run: a SQL condition over the utterances' columns.", show_default=False),
     ] = None,
     out: Annotated[
         str | None,
-        typer.Option("--out", help="Write it all here: .parquet, .csv or .json; of states .npy, .parquet or .safetensors."),
+        typer.Option(
+            "--out", help="Write it all here: .parquet, .csv or .json; of states .npy, .parquet, .safetensors or .dataset."
+        ),
     ] = None,
     limit: Annotated[
         int | None,
         typer.Option("--limit", min=1, help="Most rows to print; 50 of a table and all with --json.", show_default=False),
     ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="With --run: print what would be read, and read no states.")
+    ] = False,
     timeout: Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds that SQL may take.")] = DEFAULT_TIMEOUT_S,
     memory: Annotated[str, typer.Option("--memory", help="Memory that SQL may take.")] = DEFAULT_MEMORY,
     as_json: JsonOption = False,
@@ -63,14 +73,23 @@ def query(
         raise ValueError(
             'give either a SELECT, as in affectome query STORE "SELECT * FROM runs", or --run RUN and --layer LAYER'
         )
+    opened = open_store(store)
     if run is None:
         assert sql is not None, "one of the two is given"
         misplaced = [name for name, value in (("--site", site), ("--layer", layer), ("--where", where)) if value is not None]
         if misplaced:
             raise ValueError(f"{' and '.join(misplaced)} choose states of a --run; in SQL, write a WHERE")
-        _ask(open_store(store), sql, out, limit, timeout, memory, as_json)
+        if explain:
+            raise ValueError("--explain says what reading states of a --run would touch; SQL reads none")
+        _ask(opened, sql, out, limit, timeout, memory, as_json)
+        return
+    states = _slice(opened, run, site or DEFAULT_SITE, layer, where)
+    if explain:
+        _explain(states, as_json)
+    elif out is not None:
+        _write(states, out, opened)
     else:
-        _slice(open_store(store), run, site or DEFAULT_SITE, layer, where, out, limit, as_json)
+        _show(states, limit or _ROWS_OF_STATES, as_json)
 
 
 def _ask(store: "Store", sql: str, out: str | None, limit: int | None, timeout: float, memory: str, as_json: bool) -> None:
@@ -104,51 +123,75 @@ def _ask(store: "Store", sql: str, out: str | None, limit: int | None, timeout: 
         note(f"there are more rows than these {most:,}; --limit shows more of them, --out FILE.parquet keeps all")
 
 
-def _slice(
-    store: "Store",
-    run: str,
-    site: str,
-    layer: int | None,
-    where: str | None,
-    out: str | None,
-    limit: int | None,
-    as_json: bool,
-) -> None:
-    from analyze.exporting import SLICES, Slice, target, write_slice
+def _slice(store: "Store", run: str, site: str, layer: str | None, where: str | None) -> "Slice":
+    from analyze.exporting import Slice
 
-    path = None if out is None else target(out, SLICES, store.stored.objects)
     opened = store.run(run)
     if layer is None:
-        raise ValueError(f"give --layer, one of {', '.join(map(str, opened.layers_of(site)))} of {site}")
-    states = Slice.of(opened, site, layer, where)
-    if path is not None:
-        shape = write_slice(states, path)
-        note(f"wrote {_shape(shape)} of {states.rows.num_rows:,} utterances to {path}")
+        raise ValueError(f"give --layer, one or several of {', '.join(map(str, opened.layers_of(site)))} of {site}")
+    layers = chosen_layers(opened, site, layer)
+    return Slice.of(opened, site, layers[0] if len(layers) == 1 else layers, where)
+
+
+def _write(states: "Slice", out: str, store: "Store") -> None:
+    from analyze.exporting import SLICES, target, write_slice
+
+    path = target(out, SLICES, store.stored.objects)
+    shape = write_slice(states, path)
+    note(f"wrote {_shape(shape)} of {states.rows.num_rows:,} utterances to {path}")
+
+
+def _explain(states: "Slice", as_json: bool) -> None:
+    """What reading would touch and give."""
+    reading = states.explain()
+    facts: dict[str, Any] = {
+        "objects": reading.n_objects,
+        "chunks": reading.n_chunks,
+        "bytes": reading.n_bytes,
+        "memory_bytes": reading.memory_bytes,
+    }
+    if as_json:
+        print_json({**states.provenance, "n_utterances": states.rows.num_rows, "shape": list(reading.shape), **facts})
     else:
-        _show(states, limit or _ROWS_OF_STATES, as_json)
+        print_rows(_title(states, _shape(reading.shape)), [facts], as_json=False)
 
 
 def _show(states: "Slice", n_shown: int, as_json: bool) -> None:
     """A few utterances and how their states begin; no other states are read."""
-    shown = states.head(n_shown)
-    hidden, row_offsets = shown.hidden()
-    n_rows = states.rows.num_rows
-    per_row = hidden if row_offsets is None else [hidden[a:b] for a, b in itertools.pairwise(row_offsets)]
-    shape = [n_rows, *hidden.shape[1:]] if row_offsets is None else [None, hidden.shape[1]]
-    rows: list[dict[str, Any]] = [
-        {**{name: row[name] for name in ("row", "utterance_id", "label", "text") if name in row}, "hidden": each.tolist()}
-        for row, each in zip(shown.rows.to_pylist(), per_row, strict=True)
-    ]
+    shown, n_rows = states.head(n_shown), states.rows.num_rows
+    rows: list[dict[str, Any]] = []
+    for of_layer in shown.by_layer.values():
+        hidden, row_offsets = of_layer.hidden()
+        named = {"layer": of_layer.layer} if isinstance(states.layer, tuple) else {}
+        per_row = hidden if row_offsets is None else [hidden[a:b] for a, b in itertools.pairwise(row_offsets)]
+        rows += [
+            {
+                **{name: row[name] for name in ("row", "utterance_id", "label", "text") if name in row},
+                **named,
+                "hidden": each.tolist(),
+            }
+            for row, each in zip(shown.rows.to_pylist(), per_row, strict=True)
+        ]
+    rows.sort(key=lambda row: row["row"])
+    layers = [len(states.layers)] if isinstance(states.layer, tuple) else []
+    shape = [*layers, n_rows, *hidden.shape[1:]] if row_offsets is None else [*layers, None, hidden.shape[1]]
     if as_json:
         print_json({**states.provenance, "n_utterances": n_rows, "shape": shape, "rows": rows})
         return
-    size = (
-        f"{n_rows:,} utterances of varying length, each token {hidden.shape[1]:,} numbers" if row_offsets is not None else None
+    of_tokens = f"{n_rows:,} utterances of varying length, each token {hidden.shape[-1]:,} numbers"
+    print_rows(
+        _title(states, _shape(tuple(shape)) if row_offsets is None else of_tokens),
+        [_begins(row) for row in rows],
+        as_json=False,
+        exact=True,
     )
-    title = f"run {states.run.run_id}, {states.site}, layer {states.layer}: {size or _shape(tuple(shape))}"
-    print_rows(title, [_begins(row) for row in rows], as_json=False, exact=True)
-    if n_rows > len(rows):
-        note(f"these are the first {len(rows):,}; --out FILE.npy, .parquet or .safetensors keeps all")
+    if n_rows > shown.rows.num_rows:
+        note(f"these are the first {shown.rows.num_rows:,}; --out FILE.npy, .parquet, .safetensors or .dataset keeps all")
+
+
+def _title(states: "Slice", size: str) -> str:
+    layers = f"layer{'s' * (len(states.layers) > 1)} {', '.join(map(str, states.layers))}"
+    return f"run {states.run.run_id}, {states.site}, {layers}: {size}"
 
 
 def _begins(row: dict[str, Any]) -> Row:

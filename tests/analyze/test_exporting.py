@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from analyze.exporting import ANSWERS, SLICES, Slice, target, write_answer, write_slice
+from analyze.exporting import ANSWERS, DATASET, SLICES, Slice, target, write_answer, write_slice
 from analyze.query import Run, open_store
 from analyze.sql import answer
 from tests.analyze.conftest import Columns, Plant
 
 N_ROWS, WIDTH = 23, 3
+FILES = tuple(suffix for suffix in SLICES if suffix != DATASET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def test_every_format_holds_the_states_of_the_condition_in_corpus_order(
     states = Slice.of(known.run, "resid.last", 1, where)
     utterances = known.run.utterances(where)
     expected = known.hidden[1][utterances["row"].to_numpy()]
-    for suffix in SLICES:
+    for suffix in FILES:
         (tmp_path / suffix).mkdir()
     array = np.load(written(states, tmp_path / ".npy" / "x.npy"), allow_pickle=False)
     assert array.dtype == np.float32
@@ -98,6 +99,49 @@ def test_offsets_are_an_axis_in_every_format(plant: Plant, tmp_path: Path) -> No
         assert write_slice(states, tmp_path / f"x{suffix}") == (4, 3, 4)
         np.testing.assert_array_equal(read(tmp_path / f"x{suffix}"), hidden[0, 1::2])
     assert states.provenance["offsets"] == [0, 1, 4]
+
+
+@pytest.mark.parametrize("where", [None, "row > 3", "row < 0"])
+def test_several_layers_are_an_axis_or_a_column_each(known: Known, where: str | None, tmp_path: Path) -> None:
+    states, rows = Slice.of(known.run, "resid.last", (0, 1), where), known.run.utterances(where)["row"].to_numpy()
+    expected = known.hidden[:, rows]
+    for suffix in FILES:
+        assert write_slice(states, tmp_path / f"x{suffix}") == expected.shape
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), expected)
+    table = pyarrow.parquet.read_table(tmp_path / "x.parquet")
+    for layer in (0, 1):
+        kept = np.array(table[f"hidden_{layer}"].to_pylist(), np.float32).reshape(-1, WIDTH)
+        np.testing.assert_array_equal(kept, expected[layer])
+    tensors = safetensors.torch.load_file(tmp_path / "x.safetensors")
+    np.testing.assert_array_equal(tensors["hidden"].float().numpy(), expected)
+    assert tensors["row"].tolist() == rows.tolist()
+    assert json.loads(table.schema.metadata[b"affectome"])["layers"] == [0, 1]
+
+
+def test_pieces_are_as_large_as_memory_allows_and_leave_no_row_out(
+    plant: Plant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = [3, 1, 2, 4, 1, 1, 2]
+    hidden = np.random.default_rng(0).standard_normal((2, sum(lengths), 2)).astype(np.float32)
+    run = plant(hidden, {}, lengths=lengths, rows_per_shard=2)
+    whole = Slice.of(run, "resid.all", (0, 1))
+    write_slice(whole, tmp_path / "x.parquet")
+    monkeypatch.setattr("analyze.exporting._GROUP_BYTES", 64)  # two rows of the mean length
+    write_slice(whole, tmp_path / "y.parquet")
+    assert pyarrow.parquet.ParquetFile(tmp_path / "x.parquet").num_row_groups == 1
+    assert pyarrow.parquet.ParquetFile(tmp_path / "y.parquet").num_row_groups == 4
+    assert pyarrow.parquet.read_table(tmp_path / "y.parquet").equals(pyarrow.parquet.read_table(tmp_path / "x.parquet"))
+    write_slice(whole, tmp_path / "x.safetensors")
+    tensors = safetensors.torch.load_file(tmp_path / "x.safetensors")
+    np.testing.assert_array_equal(tensors["hidden"].numpy(), hidden)
+    assert tensors["row_offsets"].tolist() == [0, *itertools.accumulate(lengths)]
+
+
+def test_a_layer_that_is_not_there_is_refused_with_those_that_are(plant: Plant, tmp_path: Path) -> None:
+    run = plant(np.zeros((2, 3, 2), np.float32), {}, layers=(3, 8))
+    with pytest.raises(ValueError, match=r"does not hold layer 5 of resid\.last; it holds 3, 8"):
+        write_slice(Slice.of(run, "resid.last", (3, 5)), tmp_path / "x.npy")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("where", [None, "row % 2 = 1", "row < 0"])
@@ -230,12 +274,14 @@ def test_an_answer_that_fails_half_way_leaves_what_was_there(run: Run, tmp_path:
 def test_a_place_that_cannot_be_written_to_is_refused_with_the_choices(run: Run, tmp_path: Path) -> None:
     objects = open_store(run.stored.store_location).stored.objects
     for name, said in (
-        ("x.txt", "let its name end in .npy, .parquet, .safetensors"),
+        ("x.txt", "let its name end in .npy, .parquet, .safetensors, .dataset"),
         ("x", "let its name end in"),
         ("none/x.npy", f"no directory {tmp_path / 'none'}"),
         ("d.npy", "is a directory"),
+        ("d.dataset", "there is something at .* already"),
     ):
-        (tmp_path / "d.npy").mkdir(exist_ok=True)
+        for suffix in FILES[0], DATASET:
+            (tmp_path / f"d{suffix}").mkdir(exist_ok=True)
         with pytest.raises(ValueError, match=said):
             target(str(tmp_path / name), SLICES, objects)
     for inside in ("affectome.json", "runs/../x.json"):

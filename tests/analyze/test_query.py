@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.compute as pc
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -56,48 +55,6 @@ def run(plant: Plant) -> Run:
     return planted(plant, (0, 1, 2), 10, "float32").run
 
 
-_OPERATORS = {"<": "less", "<=": "less_equal", "=": "equal", "<>": "not_equal", ">=": "greater_equal", ">": "greater"}
-Condition = tuple[str, pc.Expression]
-"""The same condition for DuckDB and for pyarrow."""
-
-
-def _comparison(column: str, operator: str, value: int | str) -> Condition:
-    literal = str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
-    return f"{column} {operator} {literal}", getattr(pc, _OPERATORS[operator])(pc.field(column), pc.scalar(value))
-
-
-_leaves = st.one_of(
-    st.builds(_comparison, st.just("row"), st.sampled_from(list(_OPERATORS)), st.integers(-1, N_ROWS)),
-    st.builds(_comparison, st.just("n_tokens"), st.sampled_from(list(_OPERATORS)), st.integers(0, 9)),
-    st.builds(_comparison, st.just("label"), st.sampled_from(["=", "<>"]), st.sampled_from(["joy", "fear", "it's", "none"])),
-    st.just(("label IS NULL", pc.field("label").is_null())),
-)
-_conditions = st.recursive(
-    _leaves,
-    lambda inner: st.one_of(
-        st.builds(lambda a, b: (f"({a[0]}) AND ({b[0]})", a[1] & b[1]), inner, inner),
-        st.builds(lambda a, b: (f"({a[0]}) OR ({b[0]})", a[1] | b[1]), inner, inner),
-        st.builds(lambda a: (f"NOT ({a[0]})", ~a[1]), inner),
-    ),
-    max_leaves=4,
-)
-
-
-@settings(max_examples=20, deadline=None)
-@given(condition=_conditions, data=st.data())
-def test_hidden_states_of_a_condition_are_those_of_its_rows_in_corpus_order(
-    known: Known, condition: Condition, data: st.DataObject
-) -> None:
-    where, expression = condition
-    everything = known.run.utterances()
-    expected = everything.filter(expression)
-    layer = data.draw(st.sampled_from(known.run.layers))
-    hidden = known.run.hidden("resid.last", layer, where)
-    assert known.run.utterances(where).equals(expected)
-    assert hidden.dtype == np.float32
-    np.testing.assert_array_equal(hidden, known.hidden[known.run.layers.index(layer)][expected["row"].to_numpy()])
-
-
 def test_without_a_condition_every_row_comes_in_order(known: Known) -> None:
     for index, layer in enumerate(known.run.layers):
         np.testing.assert_array_equal(known.run.hidden("resid.last", layer), known.hidden[index])
@@ -111,37 +68,7 @@ def test_offset_sites_come_with_an_axis_of_offsets(plant: Plant) -> None:
     assert run.hidden("resid.offset", 0, "row < 0").shape == (0, 3, 4)
 
 
-LENGTHS = tuple(int(length) for length in np.random.default_rng(7).integers(1, 60, N_ROWS))
-"""Tokens of each utterance; at a width of 512 in float32 a chunk holds about 128 of them."""
-
-
-@pytest.fixture(scope="module")
-def of_tokens(plant: Plant) -> Known:
-    """A run of every token, in shards of several chunks."""
-    hidden = np.random.default_rng(1).standard_normal((2, sum(LENGTHS), 512)).astype(np.float32)
-    columns = {"n_tokens": LENGTHS, "label": [LABELS[row % 4] for row in range(N_ROWS)]}
-    return Known(plant(hidden, columns, layers=(0, 3), rows_per_shard=9, lengths=LENGTHS), hidden)
-
-
-@settings(max_examples=20, deadline=None)
-@given(condition=_conditions, index=st.integers(0, 1))
-@example(condition=("row >= 0", pc.field("row") >= 0), index=1)
-@example(condition=("row < 0", pc.field("row") < 0), index=0)
-def test_tokens_of_a_condition_are_those_of_its_rows_one_row_after_another(
-    of_tokens: Known, condition: Condition, index: int
-) -> None:
-    where, expression = condition
-    rows = of_tokens.run.utterances().filter(expression)["row"].to_pylist()
-    found = of_tokens.run.hidden_tokens("resid.all", (0, 3)[index], where)
-    bounds = np.cumsum([0, *LENGTHS])
-    expected = [of_tokens.hidden[index, bounds[row] : bounds[row + 1]] for row in rows]
-    assert found.row_offsets.tolist() == np.cumsum([0, *(len(part) for part in expected)]).tolist()
-    np.testing.assert_array_equal(found.hidden, np.concatenate([np.empty((0, 512), np.float32), *expected]))
-
-
-def test_a_site_read_with_the_other_function_is_refused_with_a_remedy(of_tokens: Known, known: Known) -> None:
-    with pytest.raises(ValueError, match=r"resid\.all keeps every token, .*; read it with hidden_tokens"):
-        of_tokens.run.hidden("resid.all", 0)
+def test_a_site_read_with_the_other_function_is_refused_with_a_remedy(known: Known) -> None:
     with pytest.raises(ValueError, match=r"resid\.last does not keep every token; read it with hidden"):
         known.run.hidden_tokens("resid.last", known.run.layers[0])
 

@@ -1,11 +1,9 @@
 """Any slice of a run is what brute force takes out of the whole array, in the order asked for, and costs what was foretold."""
 
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -20,7 +18,7 @@ from analyze.slices import Plan
 from extract.objects import LocalObjects
 from tests.analyze.conftest import Plant
 from tests.counting import counted
-from tests.s3 import BUCKET, S3Server
+from tests.s3 import S3Server, copied_to_s3
 
 N_ROWS, WIDTH, ROWS_PER_SHARD = 700, 512, 300
 LAYERS = (0, 3, 5)
@@ -116,14 +114,8 @@ def of_tokens(plant: Plant) -> Known:
 @pytest.fixture(scope="module")
 def on_s3(last: Known, s3_server: S3Server) -> Iterator[Run]:
     """The run of `last`, copied to S3."""
-    filesystem, location = fsspec.get_filesystem_class("s3"), f"s3://{BUCKET}/{uuid.uuid4().hex}"
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in s3_server.environment().items():
-            patch.setenv(name, value)
-        filesystem.clear_instance_cache()
-        s3_server.filesystem().put(f"{last.run.stored.store_location}/", location, recursive=True)
+    with copied_to_s3(s3_server, last.run.stored.store_location) as location:
         yield open_store(location).run(last.run.run_id)
-    filesystem.clear_instance_cache()
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,7 +234,7 @@ def test_errors_name_the_choices(store: Store) -> None:
     assert "no table 'utterance' in a store; choose from runs, utterances, replies" in refusal(store, "FROM utterance")
     assert "there is no table ''" in refusal(store, "SELECT 1 FROM ''")
     unknown = refusal(store, "SELECT colour FROM receipts")
-    assert '"colour" not found' in unknown
+    assert """there is no column "colour" (text stands in single quotes: 'colour')""" in unknown
     assert "columns of receipts: run_id, shard, start, stop" in unknown
     assert "(line 2, character 6)" in refusal(store, "SELECT 'é',\n 1 + FROM runs")
     assert 'a column named offset is written "offset"' in refusal(store, "SELECT offset FROM persistence")

@@ -1,12 +1,16 @@
 """affectome query as a user types it, and docs/query.md as it is written, on runs of real, tiny models."""
 
+import itertools
 import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner, Result
@@ -15,9 +19,11 @@ from analyze.query import Store, open_store
 from analyze.sealed import MEMORY
 from analyze.sql import TIMEOUT_S, answer
 from analyze.views import VIEWS
-from cluster.cli import app
+from cluster.cli import app, main
 from cluster.commands.query import DEFAULT_MEMORY, DEFAULT_TIMEOUT_S
 from extract.models import Model
+from extract.store import Store as StoredRuns
+from tests.planted import IDENTITY, manifest_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "query.md"
 
@@ -128,21 +134,126 @@ def test_states_are_written_and_shown_as_the_run_holds_them(store: str, run_id: 
     assert "these are the first 2" in shown.stderr
 
 
+def test_several_layers_are_an_axis_or_a_column_each(store: str, run_id: str, tmp_path: Path) -> None:
+    expected = open_store(store).run(run_id).hidden("resid.last", (1, 2), "row < 6")
+    chosen = (store, "--run", run_id, "--where", "row < 6", "--layer")
+    assert "wrote 2 x 6 x 32 of 6 utterances" in printed(*chosen, "1:3", "--out", tmp_path / "x.npy").stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), expected)
+    assert "layers 1, 2: 2 x 6 x 32" in printed(*chosen, "1,2", "--limit", "1").stdout
+    said = json.loads(printed(*chosen, "2,1", "--json", "--limit", "3").stdout)
+    assert (said["layers"], said["shape"]) == ([1, 2], [2, 6, 32])
+    assert [(row["row"], row["layer"]) for row in said["rows"]] == [(row, layer) for row in range(3) for layer in (1, 2)]
+    shown = np.array([row["hidden"] for row in said["rows"]], np.float32).reshape(3, 2, 32)
+    np.testing.assert_array_equal(shown.swapaxes(0, 1), expected[:, :3])
+    assert json.loads(printed(*chosen, "all", "--json").stdout)["shape"] == [3, 6, 32]
+
+
+def test_what_would_be_read_is_said_and_not_read(store: str, run_id: str, tmp_path: Path) -> None:
+    run = open_store(store).run(run_id)
+    chosen = (store, "--run", run_id, "--layer", "0,2", "--where", "row < 6", "--explain")
+    reading = run.explain("resid.last", (0, 2), "row < 6")
+    said = json.loads(printed(*chosen, "--json").stdout)
+    assert (said["shape"], said["layers"], said["n_utterances"]) == ([2, 6, 32], [0, 2], 6)
+    assert (said["objects"], said["chunks"], said["bytes"]) == (reading.n_objects, reading.n_chunks, reading.n_bytes)
+    assert said["memory_bytes"] == 2 * 6 * 32 * 4
+    assert "2 x 6 x 32" in printed(*chosen, "--out", tmp_path / "x.npy").stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_wrong_use_is_refused_in_one_sentence_that_names_the_choices(store: str, run_id: str, tmp_path: Path) -> None:
     assert "give either a SELECT" in refusal(store)
     assert "give either a SELECT" in refusal(store, "FROM runs", "--run", run_id)
     assert "--layer and --where choose states of a --run" in refusal(store, "FROM runs", "--layer", "1", "--where", "true")
-    assert "give --layer, one of 0, 1, 2 of resid.last" in refusal(store, "--run", run_id)
-    assert "it holds 0 to 2" in refusal(store, "--run", run_id, "--layer", "9")
+    assert "give --layer, one or several of 0, 1, 2 of resid.last" in refusal(store, "--run", run_id)
+    assert "there is no layer 9; this model has layers 0 (embedding) to 2" in refusal(store, "--run", run_id, "--layer", "1,9")
+    assert "write all, a list such as 8,16 or a range" in refusal(store, "--run", run_id, "--layer", "one")
+    assert "--explain says what" in refusal(store, "FROM runs", "--explain")
     assert "it holds resid.last, resid.mean" in refusal(store, "--run", run_id, "--layer", "1", "--site", "resid.first")
     assert "no run starts with 'zz'" in refusal(store, "--run", "zz", "--layer", "1")
     assert "(columns: row, utterance_id, text" in refusal(store, "--run", run_id, "--layer", "1", "--where", "colour = 1")
     assert "let its name end in .parquet, .csv, .json" in refusal(store, "FROM runs", "--out", tmp_path / "x.npy")
-    assert "end in .npy, .parquet, .safetensors" in refusal(store, "--run", run_id, "--layer", "1", "--out", tmp_path / "x.csv")
+    assert "end in .npy, .parquet, .safetensors, .dataset" in refusal(
+        store, "--run", run_id, "--layer", "1", "--out", tmp_path / "x.csv"
+    )
     assert "there is no store" in refusal(tmp_path / "none", "FROM runs")
     slow = typed(store, "SELECT count(*) FROM range(10000000) a, range(10000000) b", "--timeout", "0.2")
     assert isinstance(slow.exception, TimeoutError)
     assert list(tmp_path.iterdir()) == []
+
+
+_RUN_TABLES = ", ".join(VIEWS)
+_UTTERANCES = "row, utterance_id, text, label, split, marks, n_tokens"
+_NO_COLOUR = """there is no column "colour" (text stands in single quotes: 'colour')"""
+
+
+@pytest.mark.parametrize(
+    ("chosen", "sentence"),
+    [
+        ({"where": "colour = 1"}, f"cannot use where='colour = 1': {_NO_COLOUR} (columns: {_UTTERANCES})"),
+        ({"where": "label = = 1"}, f"cannot use where='label = = 1': syntax error at or near \"=\" (columns: {_UTTERANCES})"),
+        ({"site": "resid.first"}, "run RUN does not hold resid.first; it holds resid.last, resid.mean"),
+        ({"run": "zz"}, "no run starts with 'zz' in STORE; runs: RUNS"),
+        ({"run": ""}, "say which run of STORE by its id, or by how that begins; runs: RUNS"),
+        (
+            {"sql": "SELECT colour FROM utterances"},
+            f"cannot answer this SQL: {_NO_COLOUR} (columns of utterances: run_id, ROW)",
+        ),
+        ({"sql": "SELECT 1 + FROM runs"}, 'cannot read this SQL: syntax error at or near "FROM" (line 1, character 12)'),
+        ({"sql": "FROM utterance"}, f"there is no table 'utterance' in a store; choose from {_RUN_TABLES}"),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_the_choices_in_python_and_on_the_command_line(
+    store: str,
+    run_id: str,
+    chosen: dict[str, Any],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runs = ", ".join(run.run_id for run in open_store(store).runs())
+    for name, value in (("RUNS", runs), ("RUN ", f"{run_id} "), ("STORE", store), ("ROW", _UTTERANCES)):
+        sentence = sentence.replace(name, value)
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        in_python(store, **{"run": run_id, **chosen})
+    options = {"run": run_id, "layer": 1, **chosen}
+    arguments = [chosen["sql"]] if "sql" in chosen else [f"--{name}={value}" for name, value in options.items()]
+    assert on_command_line(monkeypatch, store, *arguments) == 2
+    assert capsys.readouterr().err.splitlines() == [f"error: {sentence}"]
+
+
+def test_runs_that_begin_alike_are_named_in_python_and_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    identities = [replace(IDENTITY, template=str(number)) for number in range(17)]  # two of them share one of 16 digits
+    alike = next(pair for pair in itertools.combinations(identities, 2) if pair[0].run_id[0] == pair[1].run_id[0])
+    stored = StoredRuns.open(str(tmp_path), create=True)
+    table = pa.table({"row": [0]})
+    for identity in alike:
+        stored.create_run(manifest_of(identity, 1, 2, 1), {"utterances": table, "tokens": table})
+    prefix, runs = alike[0].run_id[0], ", ".join(sorted(identity.run_id for identity in alike))
+    sentence = f"2 runs start with '{prefix}' in {tmp_path}; runs: {runs}"
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        in_python(str(tmp_path), prefix)
+    assert on_command_line(monkeypatch, str(tmp_path), f"--run={prefix}", "--layer=1") == 2
+    assert capsys.readouterr().err.splitlines() == [f"error: {sentence}"]
+
+
+def in_python(
+    store: str, run: str, site: str = "resid.last", layer: int = 1, where: str | None = None, sql: str | None = None
+) -> None:
+    if sql is None:
+        open_store(store).run(run).hidden(site, layer, where)
+    else:
+        with answer(open_store(store), sql) as found:
+            found.table()
+
+
+def on_command_line(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
+    """The exit code."""
+    monkeypatch.setattr("sys.argv", ["affectome", "query", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
 
 
 def recipes() -> list[str]:

@@ -106,6 +106,11 @@ def test_a_run_id_is_the_start_of_the_digest_of_what_anyone_can_write_down() -> 
     assert len(IDENTITY.run_id) == 16
 
 
+def test_extracted_runs_keep_the_ids_that_stores_already_have() -> None:
+    assert (IDENTITY.run_id, replace(IDENTITY, reply=None).run_id) == ("26605719fe23b3ac", "364118f4819db7d3")
+    assert not IDENTITY.imported
+
+
 def test_an_identity_read_back_from_json_has_the_same_run_id() -> None:
     read = TypeAdapter(Identity).validate_json(canonical_json(asdict(IDENTITY)))
     assert read == IDENTITY

@@ -97,6 +97,8 @@ def test_a_run_is_found_by_an_unambiguous_prefix_only(tiny_model: Model, tmp_pat
     shared = next(prefix for prefix in "0123456789abcdef" if sum(run_id.startswith(prefix) for run_id in ids) > 1)
     with pytest.raises(ValueError, match=f"runs start with '{shared}'"):
         store.run(shared)
+    with pytest.raises(ValueError, match=r"say which run of .* by its id, or by how that begins"):
+        store.run("")
 
 
 def test_documents_are_readable_json_that_carries_its_own_digest(tiny_model: Model, tmp_path: Path) -> None:

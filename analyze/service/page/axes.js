@@ -28,8 +28,13 @@ export function spaced(places, gap) {
 export function rules(values, y, left, right, written) {
   return values.flatMap((value) => [
     draw("line", { class: "rule", x1: left, x2: right, y1: y(value), y2: y(value) }),
-    draw("text", { class: "tick", x: left - 7, y: y(value) + 4, "text-anchor": "end" }, written(value)),
+    said("tick", left - 7, y(value) + 4, written(value), "end"),
   ]);
+}
+
+/** Numbers and words of a picture, in the middle of a place; `end` puts them before it. */
+export function said(kind, x, y, text, anchor = "middle") {
+  return draw("text", { class: kind, x, y, "text-anchor": anchor }, text);
 }
 
 /** What an axis shows, written from below to above. */
@@ -48,15 +53,15 @@ export function steps(low, high, size) {
  * @param {Point[]} points
  */
 export function curve(points, x, y, colour, { banded = true, className = "", dots = true } = {}) {
-  const line = points.map((point) => `${x(point.at).toFixed(1)},${y(point.value).toFixed(1)}`).join(" ");
+  const traced = (places) => places.map(([at, value]) => `${x(at).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
   const group = draw("g", { class: `curve ${className}` });
   group.style.setProperty("--colour", colour);
   const bounded = points.filter((point) => point.low !== null && point.high !== null);
   if (banded && bounded.length) {
     const edge = [...bounded.map((point) => [point.at, point.high]), ...bounded.toReversed().map((point) => [point.at, point.low])];
-    group.append(draw("polygon", { class: "band", points: edge.map(([at, value]) => `${x(at).toFixed(1)},${y(value).toFixed(1)}`).join(" ") }));
+    group.append(draw("polygon", { class: "band", points: traced(edge) }));
   }
-  group.append(draw("polyline", { class: "line", points: line }));
+  group.append(draw("polyline", { class: "line", points: traced(points.map((point) => [point.at, point.value])) }));
   if (dots) group.append(...points.map((point) => draw("circle", { class: "dot", cx: x(point.at), cy: y(point.value), r: 2.2 })));
   return group;
 }

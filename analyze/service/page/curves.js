@@ -1,13 +1,19 @@
 // Persistence: AUROC against the number of tokens since the utterance, for every reader or for every label.
 
-import { curve, interval, keyOf, linear, offsetPlace, rules, spaced, steps, upright } from "./axes.js";
+import { curve, interval, keyOf, linear, offsetPlace, rules, said, spaced, steps, upright } from "./axes.js";
 import { classColours, onScheme, readerColour } from "./colours.js";
 import { choose, command, draw, make, partsOf, short } from "./dom.js";
 import { panel } from "./panel.js";
 
 const LEFT = 54, RIGHT = 14, FOOT = 36, TOP = 8;
 const CHANCE = 0.5;
-const READERS = { refit: "refit at each offset", "offset-0": "fitted at offset 0", "offset-aware": "one probe for all offsets", words: "the reply's words", shuffled: "shuffled labels" };
+const READERS = {
+  refit: "refit at each offset",
+  "offset-0": "fitted at offset 0",
+  "offset-aware": "one probe for all offsets",
+  words: "the reply's words",
+  shuffled: "shuffled labels",
+};
 const EVERY = "\n"; // stands for every label; no label can be called so
 const MEAN = "all";
 
@@ -18,31 +24,35 @@ export function persistenceCurves(section) {
   const key = make("ul", { class: "key" });
   parts.plot.before(key);
 
-  /** @param {object} run @param {object[]} rows as `/persistence` gives them */
-  function show(run, rows) {
+  /** @param {object} run @param {object[] | null} given as `/persistence` gives them; null where that was refused */
+  function show(run, given) {
+    const rows = given ?? [];
     shown = { run, rows };
+    const measure = command(`affectome persistence STORE ${run.run_id}`);
+    if (given) own.say(...(rows.length || !run.complete ? [] : ["Not measured yet: run ", measure, " and reload."]));
     const measured = namesOf(rows);
     choose(parts.measured, [...measured].map(([key, name]) => [key, short(name, 44)]), [...measured.keys()][0] ?? "");
     const labels = [...new Set(rows.map((row) => row.label))].filter((label) => label !== MEAN);
-    choose(parts.label, rows.length ? [[MEAN, "mean over labels"], [EVERY, "every label"], ...labels.map((label) => [label, short(label, 24)])] : [], MEAN);
+    const together = rows.length ? [[MEAN, "mean over labels"], [EVERY, "every label"]] : [];
+    choose(parts.label, [...together, ...labels.map((label) => [label, short(label, 24)])], MEAN);
     redraw();
   }
 
   function redraw() {
     if (!shown) return;
     const { run, rows } = shown;
-    own.say(...(rows.length || !run.complete ? [] : ["Not measured yet: run ", command(`affectome persistence STORE ${run.run_id}`), " and reload."]));
     const chosen = rows.filter((row) => keyOfRow(row) === parts.measured.value);
     const series = seriesOf(chosen, parts.label.value);
     const size = { width: Math.max(parts.plot.clientWidth, 260), height: Math.max(parts.plot.clientHeight, 150) };
     const svg = draw("svg", { width: size.width, height: size.height, role: "img", "aria-label": spoken(series) });
-    if (series.length) svg.append(...axes(series, size));
+    const after = chosen[0]?.site.endsWith(".reply") ? "prompt" : "text";
+    if (series.length) svg.append(...axes(series, size, `tokens after the last of the ${after}`));
     parts.plot.replaceChildren(svg);
     key.replaceChildren(...series.map((one) => keyOf(`${one.name}${one.half}`, one.colour, make, one.className)));
     own.drawn(`${run.run_id} ${parts.measured.value}`.trim());
   }
 
-  function axes(series, size) {
+  function axes(series, size, across) {
     const offsets = [...new Set(series.flatMap((one) => one.points.map((point) => point.at)))].sort((one, other) => one - other);
     const lowest = Math.min(...series.flatMap((one) => one.points.map((point) => point.value)));
     const floor = Math.max(0, Math.min(0.4, Math.floor(lowest * 10) / 10));
@@ -50,13 +60,13 @@ export function persistenceCurves(section) {
     const place = linear(offsetPlace(offsets[0]), offsetPlace(offsets.at(-1)), LEFT + 8, right - 8);
     const x = (offset) => place(offsetPlace(offset)), y = linear(floor, 1, bottom, TOP);
     const ticks = spaced(offsets.map(x), 26).map((index) =>
-      draw("text", { class: "tick", x: x(offsets[index]), y: bottom + 15, "text-anchor": "middle" }, String(offsets[index])));
+      said("tick", x(offsets[index]), bottom + 15, String(offsets[index])));
     return [
       ...rules(steps(floor, 1, 0.1), y, LEFT, right, (value) => value.toFixed(1)),
       upright("AUROC, one against the rest", 12, (bottom + TOP) / 2),
       draw("line", { class: "chance", x1: LEFT, x2: right, y1: y(CHANCE), y2: y(CHANCE) }),
       ...ticks,
-      draw("text", { class: "caption", x: (LEFT + right) / 2, y: size.height - 4, "text-anchor": "middle" }, "tokens after the last of the text"),
+      said("caption", (LEFT + right) / 2, size.height - 4, across),
       ...series.map((one) => withTitles(curve(one.points, x, y, one.colour, one), one)),
     ];
   }
@@ -65,7 +75,8 @@ export function persistenceCurves(section) {
   function withTitles(group, one) {
     group.querySelectorAll("circle").forEach((dot, index) => {
       const point = one.points[index];
-      dot.append(draw("title", {}, `${one.name}, ${point.at} tokens: AUROC ${interval(point, (value) => value.toFixed(2))}, ${point.n} texts`));
+      const area = interval(point, (value) => value.toFixed(2));
+      dot.append(draw("title", {}, `${one.name}, ${point.at} tokens: AUROC ${area}, ${point.n} texts`));
     });
     return group;
   }
@@ -86,8 +97,8 @@ function keyOfRow(row) {
 /** What to call each measurement: its layer, and of the rest what tells it from the others. */
 function namesOf(rows) {
   const differs = MEASURED.filter((name) => name === "layer" || new Set(rows.map((row) => row[name])).size > 1);
-  const name = (row) => differs.map((part) => ({ layer: `layer ${row.layer}`, continued_run_id: row.continued_run_id.slice(0, 8) })[part] ?? row[part]).join(", ");
-  return new Map(rows.map((row) => [keyOfRow(row), name(row)]));
+  const shown = (row) => ({ ...row, layer: `layer ${row.layer}`, continued_run_id: row.continued_run_id.slice(0, 8) });
+  return new Map(rows.map((row) => [keyOfRow(row), differs.map((part) => shown(row)[part]).join(", ")]));
 }
 
 /** What is drawn: the readers of one label or of their mean, or the first reader of every label. */
@@ -100,7 +111,8 @@ function seriesOf(rows, label) {
   const readers = Object.keys(READERS).filter((reader) => rows.some((row) => row.reader === reader && row.label === label));
   return readers.map((reader) => {
     const className = { "offset-0": "dashed", shuffled: "dashed", words: "dotted" }[reader] ?? "";
-    return seriesFrom(rows, reader, label, { name: READERS[reader], colour: readerColour(reader), banded: reader !== "offset-aware", className });
+    const look = { name: READERS[reader], colour: readerColour(reader), banded: reader !== "offset-aware", className };
+    return seriesFrom(rows, reader, label, look);
   });
 }
 

@@ -40,7 +40,7 @@ export function partsOf(section) {
 }
 
 /**
- * Put choices into a select element; one that has no more than one choice cannot be used.
+ * Put choices into a select element; one without any cannot be used.
  * @param {HTMLSelectElement} select
  * @param {Array<[string, string]>} choices value and what is shown
  * @param {string} chosen
@@ -48,7 +48,7 @@ export function partsOf(section) {
 export function choose(select, choices, chosen) {
   select.replaceChildren(...choices.map(([value, shown]) => make("option", { value, selected: value === chosen }, shown)));
   select.value = chosen;
-  select.disabled = choices.length < 2;
+  select.disabled = choices.length === 0;
 }
 
 /** What a command looks like in a sentence. */

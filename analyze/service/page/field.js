@@ -1,5 +1,6 @@
 // The field of points: a canvas that zooms, moves and says which point is meant, and rings drawn over it.
 
+import { said } from "./axes.js";
 import { NONE, rgb } from "./colours.js";
 import { draw } from "./dom.js";
 import { moved, nearest, paint, wholeView, within, zoomed } from "./scatter.js";
@@ -11,7 +12,8 @@ const EMPTY = { row: new Int32Array(), x: new Float32Array(), y: new Float32Arra
 
 /**
  * @param {{field: HTMLElement, canvas: HTMLCanvasElement, marks: SVGElement}} parts
- * @param {{onHover: (index: number, left: number, top: number) => void, onPick: (index: number) => void, onView: () => void}} events
+ * @param {{onHover: (index: number, left: number, top: number) => void, onPick: (index: number) => void,
+ *   onView: () => void}} events
  */
 export function pointField({ field, canvas, marks }, { onHover, onPick, onView }) {
   let cloud = EMPTY, colours = [rgb(NONE)], seen = [true];
@@ -40,7 +42,7 @@ export function pointField({ field, canvas, marks }, { onHover, onPick, onView }
     new Uint32Array(image.data.buffer).fill(new Uint32Array(Uint8Array.of(red, green, blue, 255).buffer)[0]);
     const n = cloud.x.length;
     const grown = view ? Math.min(1.8, Math.sqrt(view.scaleX / wholeView(cloud, clientWidth, clientHeight).scaleX)) : 1;
-    const radius = Math.min(Math.max(130 / Math.sqrt(n || 1), 1.1), 3.2) * Math.max(grown, 1);
+    const radius = Math.min(Math.max(0.3 * Math.sqrt((clientWidth * clientHeight) / (n || 1)), 1.1), 3.2) * Math.max(grown, 1);
     paint(image, cloud, where(), ratio, colours, seen, radius, n > 10000 ? 0.6 : 0.8);
     context.putImageData(image, 0, 0);
     drawMarks();
@@ -59,7 +61,8 @@ export function pointField({ field, canvas, marks }, { onHover, onPick, onView }
     const left = place[0] * at.scaleX + at.moveX, top = place[1] * at.scaleY + at.moveY;
     const before = left > field.clientWidth - 120;
     return draw("g", { class: "place", transform: `translate(${left} ${top})` },
-      draw("path", { class: "star", d: STAR }), draw("text", { x: before ? -12 : 12, y: 4, "text-anchor": before ? "end" : "start" }, "your sentence"));
+      draw("path", { class: "star", d: STAR }),
+      said("name", before ? -12 : 12, 4, "your sentence", before ? "end" : "start"));
   }
 
   function circle(index, at, kind) {
@@ -131,11 +134,11 @@ export function pointField({ field, canvas, marks }, { onHover, onPick, onView }
   new ResizeObserver(redraw).observe(field);
 
   return {
-    /** Show other points, all of them; null for none. */
-    show(next) {
+    /** Show other points, null for none: all of them, or as much of the plane as before where it is the same. */
+    show(next, samePlane = false) {
       cloud = next ?? EMPTY;
       pointed = -1;
-      view = null;
+      if (!samePlane) view = null;
       drawNow();
     },
     /** @param {string[]} names of each class and of none, as `#RRGGBB` @param {boolean[]} shown whether each is drawn */

@@ -3,13 +3,14 @@
 //
 // Drawn as SVG, which can be read, hovered and tested; there are a few thousand cells at most.
 
-import { curve, interval, keyOf, linear, percent, rules, spaced, steps, upright } from "./axes.js";
+import { curve, interval, keyOf, linear, percent, rules, said, spaced, steps, upright } from "./axes.js";
 import { onScheme, seriesColour, viridis } from "./colours.js";
 import { choose, command, draw, make, partsOf, short } from "./dom.js";
 import { panel } from "./panel.js";
 import { byLayer, labelsOf, metricOf } from "./scores.js";
 
-const LEFT = 78, RIGHT = 10, CURVES = 150, GAP = 30, FOOT = 34, BAR = 8;
+const LEFT = 88, RIGHT = 10, TOP = 8, GAP = 30, FOOT = 34, BAR = 8;
+const LOWEST_ROW = 16, HIGHEST_ROW = 24, LOWEST_CURVES = 140, HIGHEST_CURVES = 320;
 
 /**
  * @param {HTMLElement} section
@@ -17,9 +18,9 @@ const LEFT = 78, RIGHT = 10, CURVES = 150, GAP = 30, FOOT = 34, BAR = 8;
  */
 export function layerMap(section, { onLayer, onResult }) {
   const parts = partsOf(section), own = panel(section);
-  let shown = null; // {run, site, layers, results, result}
+  let shown = null; // {run, site, sites, layers, results, result, scored: whether scores could be read}
   let selected = null;
-  let places = null; // of what is drawn: {x, edges, cells, bottom}
+  let places = null; // of what is drawn: {x, edges, curves, cells, bottom}
   const key = make("ul", { class: "key" });
   parts.plot.before(key);
 
@@ -33,16 +34,17 @@ export function layerMap(section, { onLayer, onResult }) {
     if (!shown) return;
     const { result, site, run, layers } = shown;
     const scored = result !== null && byLayer(result, site, metricOf(result).name).length > 0;
-    own.say(...(scored || !run.complete ? [] : ["Not probed yet: run ", command(`affectome probe STORE ${run.run_id} --site ${site}`), " and reload."]));
+    const probe = command(`affectome probe STORE ${run.run_id} --site ${site}`);
+    if (shown.scored) own.say(...(scored || !run.complete ? [] : ["Not probed yet: run ", probe, " and reload."]));
     const size = { width: Math.max(parts.plot.clientWidth, 260), height: Math.max(parts.plot.clientHeight, 240) };
     places = columns(layers, size.width);
     const svg = draw("svg", { width: size.width, role: "presentation" });
     const labels = scored ? labelsOf(result, site) : [];
-    const row = Math.min(Math.max((size.height - CURVES - GAP - FOOT - 16) / Math.max(labels.length, 1), 13), 24);
-    const top = CURVES + GAP, bottom = labels.length ? top + row * labels.length : CURVES;
-    Object.assign(places, { cells: top, bottom });
+    const { curves, row } = heights(size.height, labels.length);
+    const top = curves + GAP, bottom = labels.length ? top + row * labels.length : curves;
+    Object.assign(places, { curves, cells: top, bottom });
     if (scored) svg.append(...scoreCurves(result, site), ...(labels.length ? labelMap(result, site, labels, top, row) : []));
-    else svg.append(draw("rect", { class: "empty", x: LEFT, y: 8, width: size.width - LEFT - RIGHT, height: CURVES - 8 }));
+    else svg.append(draw("rect", { class: "empty", x: LEFT, y: TOP, width: size.width - LEFT - RIGHT, height: curves - TOP }));
     svg.append(...layerTicks(bottom), draw("path", { class: "chosen" }), draw("path", { class: "hovered" }));
     svg.append(...layers.map((layer, index) => hitArea(layer, index, bottom)));
     svg.setAttribute("height", String(bottom + FOOT));
@@ -58,14 +60,14 @@ export function layerMap(section, { onLayer, onResult }) {
     const metric = metricOf(result);
     const points = byLayer(result, site, metric.name);
     const low = Math.min(metric.low, ...points.map((point) => Math.floor((point.low ?? point.value) * 10) / 10));
-    const floor = Math.max(low, -1), y = linear(floor, 1, CURVES, 8);
+    const floor = Math.max(low, -1), y = linear(floor, 1, places.curves, TOP);
     const { x } = places, right = x(Infinity);
     const written = metric.percent ? percent : (value) => value.toFixed(1);
     const others = shown.sites.filter((other) => other !== site).map((other) =>
       curve(byLayer(result, other, metric.name), x, y, siteColour(other), { banded: false, className: "other", dots: false }));
     return [
       ...rules(steps(floor, 1, 0.2), y, LEFT, right, written),
-      upright(metric.says, 12, (CURVES + 8) / 2),
+      upright(metric.says, 12, (places.curves + TOP) / 2),
       draw("line", { class: "chance", x1: LEFT, x2: right, y1: y(metric.chance), y2: y(metric.chance) }),
       curve(byLayer(result, site, metric.control), x, y, siteColour(site), { banded: false, className: "control", dots: false }),
       ...others,
@@ -85,12 +87,12 @@ export function layerMap(section, { onLayer, onResult }) {
         return draw("rect", { class: "cell", x: edges[column], y: top + index * height, width: width + 0.4, height: height + 0.4,
           fill: viridis((point.value - floor) / (1 - floor)) });
       });
-      const name = draw("text", { class: "tick", x: LEFT - 7, y: top + (index + 0.5) * height + 4, "text-anchor": "end" }, short(label, 12));
+      const name = said("tick", LEFT - 7, top + (index + 0.5) * height + 4, short(label, 12), "end");
       name.append(draw("title", {}, label));
       return [name, ...cells];
     });
     return [
-      draw("text", { class: "caption", x: LEFT, y: top - 8 }, "AUROC of each label against the rest"),
+      said("caption", LEFT, top - 8, "AUROC of each label against the rest", "start"),
       ...colourBar(floor, top - 16),
       ...rows.flat(),
     ];
@@ -101,23 +103,23 @@ export function layerMap(section, { onLayer, onResult }) {
     const parts = Array.from({ length: n }, (_, index) =>
       draw("rect", { x: left + (index * width) / n, y, width: width / n + 0.4, height: BAR, fill: viridis((index + 0.5) / n) }));
     return [
-      draw("text", { class: "tick", x: left - 5, y: y + BAR, "text-anchor": "end" }, floor.toFixed(1)),
+      said("tick", left - 5, y + BAR, floor.toFixed(1), "end"),
       ...parts,
-      draw("text", { class: "tick", x: right, y: y + BAR, "text-anchor": "end" }, "1.0"),
+      said("tick", right, y + BAR, "1.0", "end"),
     ];
   }
 
   function layerTicks(bottom) {
     const centres = shown.layers.map(places.x);
-    const ticks = spaced(centres, 24).map((index) =>
-      draw("text", { class: "tick", x: centres[index], y: bottom + 15, "text-anchor": "middle" }, String(shown.layers[index])));
+    const ticks = spaced(centres, 24).map((index) => said("tick", centres[index], bottom + 15, String(shown.layers[index])));
     const middle = (LEFT + places.x(Infinity)) / 2;
-    return [...ticks, draw("text", { class: "caption", x: middle, y: bottom + 30, "text-anchor": "middle" }, "layer (0 = embedding output)")];
+    return [...ticks, said("caption", middle, bottom + 30, "layer (0 = embedding output)")];
   }
 
   function hitArea(layer, index, bottom) {
     const { edges } = places;
-    return draw("rect", { class: "hit", "data-layer": layer, x: edges[index], y: 0, width: edges[index + 1] - edges[index], height: bottom + FOOT });
+    const width = edges[index + 1] - edges[index];
+    return draw("rect", { class: "hit", "data-layer": layer, x: edges[index], y: 0, width, height: bottom + FOOT });
   }
 
   function writeKey(scored) {
@@ -153,8 +155,8 @@ export function layerMap(section, { onLayer, onResult }) {
     const index = shown.layers.indexOf(layer);
     const [left, right] = [places.edges[index], places.edges[index + 1]];
     const box = (top, bottom) => `M${left} ${top}H${right}V${bottom}H${left}Z`;
-    const { cells, bottom } = places;
-    frame.setAttribute("d", index < 0 ? "" : box(2, CURVES) + (cells < bottom ? box(cells, bottom) : ""));
+    const { curves, cells, bottom } = places;
+    frame.setAttribute("d", index < 0 ? "" : box(2, curves) + (cells < bottom ? box(cells, bottom) : ""));
   }
 
   function sentence(layer) {
@@ -167,9 +169,8 @@ export function layerMap(section, { onLayer, onResult }) {
     const areas = labelsOf(result, site)
       .map((label) => ({ label, area: byLayer(result, site, "auroc", label).find((one) => one.at === layer)?.value ?? NaN }))
       .sort((one, other) => other.area - one.area);
-    const [best, worst] = [areas[0], areas.at(-1)];
-    const ends = areas.length > 1 ? `; AUROC ${short(best.label, 20)} ${best.area.toFixed(2)} to ${short(worst.label, 20)} ${worst.area.toFixed(2)}` : "";
-    return `Layer ${layer}: ${name} ${interval(point, written)}${ends}`;
+    const [best, worst] = [areas[0], areas.at(-1)].map((one) => one && `${short(one.label, 20)} ${one.area.toFixed(2)}`);
+    return `Layer ${layer}: ${name} ${interval(point, written)}${areas.length > 1 ? `; AUROC ${best} to ${worst}` : ""}`;
   }
 
   function layerUnder(event) {
@@ -207,6 +208,13 @@ export function layerMap(section, { onLayer, onResult }) {
       mark();
     },
   };
+}
+
+/** How high the curves and the row of each label are: what there is, within bounds; more labels than fit can be scrolled. */
+function heights(height, nLabels) {
+  const left = height - GAP - FOOT - 4;
+  const row = nLabels ? Math.min(Math.max((left - LOWEST_CURVES) / nLabels, LOWEST_ROW), HIGHEST_ROW) : 0;
+  return { row, curves: Math.min(Math.max(left - row * nLabels, LOWEST_CURVES), HIGHEST_CURVES) };
 }
 
 /** Where layers stand: their centres, and cells that begin and end halfway between neighbours. */

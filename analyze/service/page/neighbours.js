@@ -5,6 +5,9 @@ import { choose, count, make, partsOf, short } from "./dom.js";
 import { panel } from "./panel.js";
 
 const K = 10;
+const HINT =
+  "A sentence is read by the run's own model, at this site and layer, and the texts whose states are nearest to it are listed and " +
+  "ringed. The same for a point that you click; the ends of a direction are the texts that lie farthest along that of a label's probe.";
 
 /** @typedef {{text: string, row: number | null, along: string}} Query one of the three; what is "" or null is not asked for */
 
@@ -15,35 +18,44 @@ const K = 10;
  */
 export function neighbours(section, { texts, colourOf, onQuery, onMetric, onMark }) {
   const parts = partsOf(section), own = panel(section);
+  let listedOf = ""; // what is listed, so that it is not asked for twice
 
   /**
    * Ask for the neighbours and list them; without a query, list none.
-   * @param {{run: object, site: string, layer: number, where: string, metric: string, query: Query}} view
+   * @param {{run: object, site: string, layer: number, where: string, column: string, metric: string, query: Query}} view the ends
+   *   of a direction are among all rows, whatever `where` says; `column` is what its probe reads
    */
   async function show(view) {
-    const { run, site, layer, where, metric, query } = view;
+    const { run, site, layer, where, column, metric, query } = view;
+    const asked = JSON.stringify([run.run_id, site, layer, where, column, metric, query]);
+    if (asked === listedOf) return;
+    listedOf = asked;
     parts.text.value = query.text;
     parts.metric.value = metric;
     parts.direction.value = query.along;
     onMark({ rows: [], chosen: query.row, strong: null, place: null });
     if (!query.text && query.row === null && !query.along) {
       await own.attempt("", async () => {});
-      parts.answers.replaceChildren();
+      parts.answers.classList.remove("two");
+      parts.answers.replaceChildren(make("p", { class: "hint" }, HINT));
       delete section.dataset.drawn;
       return;
     }
-    const shared = { site, layer, k: K, where: where || null };
     const answer = await own.attempt("Looking …", async (signal) => {
-      if (query.along) return ask(ofRun(run.run_id, "along"), { signal, body: { ...shared, label: query.along } });
-      const asked = query.text ? { text: query.text } : { row: query.row };
+      if (query.along) return ask(ofRun(run.run_id, "along"), { signal, body: { site, layer, k: K, label: query.along, column } });
+      const about = query.text ? { text: query.text, k: K } : { row: query.row, k: K + 1 }; // a row is its own nearest
+      const body = { site, layer, metric, where: where || null, ...about };
       const [found] = await Promise.all([
-        ask(ofRun(run.run_id, "neighbours"), { signal, body: { ...shared, ...asked, metric } }),
+        ask(ofRun(run.run_id, "neighbours"), { signal, body }),
         query.row === null ? null : texts.of(run.run_id, [query.row], signal),
       ]);
-      return found;
+      return { ...found, neighbours: found.neighbours.filter((one) => one.row !== query.row).slice(0, K) };
     });
     if (!answer) {
-      if (own.refused()) parts.answers.replaceChildren();
+      if (own.refused()) {
+        listedOf = "";
+        parts.answers.replaceChildren();
+      }
       return;
     }
     const lists = query.along
@@ -52,8 +64,9 @@ export function neighbours(section, { texts, colourOf, onQuery, onMetric, onMark
     const rows = lists.flatMap(([, found]) => found);
     texts.keep(run.run_id, rows);
     parts.answers.classList.toggle("two", lists.length > 1);
-    parts.answers.replaceChildren(...lists.map(([title, found]) => listOf(title, found)));
-    onMark({ rows: rows.map((one) => one.row), chosen: query.row, strong: null, place: answer.place ?? null });
+    const digits = digitsOf(rows.map((one) => one.score));
+    parts.answers.replaceChildren(...lists.map(([title, found]) => listOf(title, found, digits)));
+    onMark({ rows: rows.map((one) => one.row), chosen: query.row, strong: null, place: query.text ? answer.place : null });
     own.drawn(`${run.run_id} ${site} ${layer}`);
   }
 
@@ -62,15 +75,16 @@ export function neighbours(section, { texts, colourOf, onQuery, onMetric, onMark
     return `Nearest to row ${count(query.row)}: “${short(texts.known(run.run_id, query.row)?.text ?? "", 120)}”`;
   }
 
-  function listOf(title, found) {
-    return make("div", {}, make("h3", {}, title), make("ol", {}, ...found.map(entry)));
+  function listOf(title, found, digits) {
+    return make("div", {}, make("h3", {}, title), make("ol", {}, ...found.map((one) => entry(one, digits))));
   }
 
-  function entry(one) {
+  function entry(one, digits) {
     const label = one.label === undefined || one.label === null ? "" : String(one.label);
     const chip = make("span", { class: "label" }, make("span", { class: "swatch" }), short(label, 18));
     chip.style.setProperty("--colour", colourOf(label) ?? "transparent");
-    const button = make("button", { type: "button" }, make("span", { class: "score" }, written(one.score)), chip, make("span", { class: "text" }, String(one.text)));
+    const score = make("span", { class: "score" }, one.score.toFixed(digits)), text = make("span", { class: "text" }, String(one.text));
+    const button = make("button", { type: "button" }, score, chip, text);
     button.dataset.row = String(one.row);
     button.title = `row ${count(one.row)}; click for its own neighbours`;
     for (const event of ["pointerenter", "focus"]) button.addEventListener(event, () => onMark({ strong: one.row }));
@@ -90,11 +104,15 @@ export function neighbours(section, { texts, colourOf, onQuery, onMetric, onMark
     show,
     /** @param {string[]} labels that have a kept probe, and so a direction */
     directions(labels, chosen) {
-      choose(parts.direction, [["", labels.length ? "a direction" : "no probes"], ...labels.map((label) => [label, short(label, 24)])], chosen);
+      const none = ["", labels.length ? "a direction" : "no probes"];
+      choose(parts.direction, [none, ...labels.map((label) => [label, short(label, 24)])], chosen);
     },
   };
 }
 
-function written(score) {
-  return Math.abs(score) < 10 ? score.toFixed(3) : score.toPrecision(4);
+/** Decimals of scores: as few as tell them apart, because cosines of raw states may all begin with 0.999. */
+function digitsOf(scores) {
+  const least = Math.max(...scores.map(Math.abs)) < 10 ? 3 : 1;
+  const apart = (digits) => new Set(scores.map((score) => score.toFixed(digits))).size === new Set(scores).size;
+  return [least, least + 1, least + 2].find(apart) ?? 6;
 }

@@ -13,13 +13,17 @@ import { byLayer, labelsOf, metricOf, resultsOf } from "./scores.js";
 import { read, written } from "./state.js";
 import { texts } from "./texts.js";
 
+const MISSING =
+  "This run is not complete: some of its shards are missing, so its states cannot be shown. Launch its extraction again, and it " +
+  "goes on where it was.";
+const MAKE = "affectome extract --corpus builtin --store STORE";
 const element = (id) => document.getElementById(id);
 const kept = texts();
 const opening = oneAtATime();
 let state = read(location.hash);
 let runs = [];
 let problems = []; // a sentence for each run of the store that cannot be read
-let opened = null; // {run, results, columns} of the run that is shown
+let opened = null; // {run, results, scored, columns} of the run that is shown; `scored` is false where its scores are refused
 
 const map = layerMap(element("map"), { onLayer: (layer) => go({ layer }), onResult: (probe) => go({ probe }) });
 const curves = persistenceCurves(element("curves"));
@@ -45,12 +49,12 @@ async function go(changes) {
   history.replaceState(null, "", written(state));
   const changed = (...names) => names.some((name) => state[name] !== before[name]);
   if (changed("run")) return open();
+  if (opened?.run.run_id !== state.run) return undefined; // it is being read; what is chosen meanwhile holds once it is
   if (changed("site")) settle();
   else if (changed("layer")) map.select(state.layer);
   if (changed("probe", "site")) showMap();
-  if (changed("site", "layer", "at", "where", "colour")) await showPlane();
-  if (changed("site", "layer", "where", "metric", "text", "row", "along")) await showNeighbours();
-  return undefined;
+  if (changed("site", "layer", "at", "where", "colour") && !(await showPlane())) return undefined;
+  return showNeighbours();
 }
 
 /** Read the run that the state names, or the first that has something to show. */
@@ -61,8 +65,7 @@ async function open() {
     return;
   }
   element("run").value = run.run_id;
-  const missing = "This run is not complete: some of its shards are missing, so its states cannot be shown. Launch its extraction again, and it goes on where it was.";
-  notice([...(run.complete ? [] : [missing]), ...problems].join(" "));
+  notice([...(run.complete ? [] : [MISSING]), ...problems].join(" "));
   writeFacts(run);
   const found = await opening(async (signal) => {
     const [scores, persistence, sample] = await Promise.all([
@@ -70,22 +73,23 @@ async function open() {
       curves.attempt("Reading curves …", () => ask(ofRun(run.run_id, "persistence"), { signal })),
       ask(ofRun(run.run_id, "utterances", { limit: 20 }), { signal }).catch(refusedAs({ rows: [] })),
     ]);
-    return { run, results: resultsOf(scores?.rows ?? []), persistence, columns: columnsOf(sample.rows) };
+    const results = resultsOf(scores?.rows ?? []);
+    return { run, results, scored: scores !== undefined, persistence, columns: columnsOf(sample.rows) };
   });
   if (!found) return;
   opened = found;
   settle();
-  if (found.persistence) curves.show(run, found.persistence.rows);
+  curves.show(run, found.persistence?.rows ?? null);
   showMap();
-  await showPlane();
-  await showNeighbours();
+  if (await showPlane()) await showNeighbours();
 }
 
 /** Choices that the state leaves open, or names as they are not, become what there is. */
 function settle() {
   const { run, results, columns } = opened;
   const site = run.sites.find((one) => one.site === state.site) ?? run.sites.find(isPooled) ?? run.sites[0];
-  const result = results.find((one) => one.name === state.probe) ?? results.find((one) => isScored(one, site.site)) ?? results[0] ?? null;
+  const named = results.find((one) => one.name === state.probe);
+  const result = named ?? results.find((one) => isScored(one, site.site)) ?? results[0] ?? null;
   const layer = site.layers.includes(state.layer) ? state.layer : bestLayer(result, site);
   const colour = columns.includes(state.colour) ? state.colour : (columns[0] ?? "");
   const at = site.offsets.includes(state.at) ? state.at : (site.offsets[0] ?? null);
@@ -98,20 +102,23 @@ function settle() {
 }
 
 function showMap() {
-  const { run, results } = opened, site = siteOf(run);
+  const { run, results, scored } = opened, site = siteOf(run);
   const result = results.find((one) => one.name === state.probe) ?? null;
-  map.show({ run, site: site.site, sites: run.sites.map((one) => one.site), layers: site.layers, results, result });
+  map.show({ run, site: site.site, sites: run.sites.map((one) => one.site), layers: site.layers, results, scored, result });
   map.select(state.layer);
 }
 
+/** Whether the projection, drawn or refused, is that of the state; no other took its place. */
 function showPlane() {
   const { run, columns } = opened, { layer, at, where, colour } = state;
   return plane.show({ run, site: siteOf(run), layer, at, where, colour, columns });
 }
 
+/** After the projection, so that the server knows the plane in which a sentence is placed. */
 function showNeighbours() {
-  const { site, layer, where, metric, text, row, along } = state;
-  return near.show({ run: opened.run, site, layer, where, metric, query: { text, row, along } });
+  const { site, layer, where, metric, text, row, along } = state, { run, results } = opened;
+  const column = results.find((one) => one.name === state.probe)?.column ?? "label";
+  return near.show({ run, site, layer, where, column, metric, query: { text, row, along } });
 }
 
 function siteOf(run) {
@@ -152,7 +159,8 @@ function refusedAs(value) {
 }
 
 function writeFacts(run) {
-  const facts = [`template ${short(run.template, 24)}`, ...(run.system ? ["with a system prompt"] : []), String(run.created).slice(0, 10)];
+  const system = run.system ? ["with a system prompt"] : [];
+  const facts = [`template ${short(run.template, 24)}`, ...system, String(run.created).slice(0, 10)];
   element("facts").replaceChildren(`${facts.join(" · ")} · `, make("code", {}, run.run_id));
   document.title = `${run.model} · affectome`;
 }
@@ -164,12 +172,14 @@ function notice(...sentence) {
 
 function nameOf(run) {
   const marks = [run.complete ? "" : "incomplete", run.imported ? "imported" : ""].filter(Boolean);
-  const corpus = String(run.corpus).split("/").filter(Boolean).at(-1) ?? "";
-  return `${String(run.model).split("/").at(-1)} · ${corpus} · ${count(run.n_rows)} rows · ${run.run_id.slice(0, 8)}${marks.length ? ` (${marks.join(", ")})` : ""}`;
+  const last = (path) => String(path).split("/").filter(Boolean).at(-1) ?? "";
+  const name = [last(run.model), last(run.corpus), `${count(run.n_rows)} rows`, run.run_id.slice(0, 8)].join(" · ");
+  return marks.length ? `${name} (${marks.join(", ")})` : name;
 }
 
 async function start() {
-  element("run").addEventListener("change", () => go({ run: element("run").value, site: "", layer: null, probe: "", row: null, along: "", hide: [] }));
+  element("run").addEventListener("change", () =>
+    go({ run: element("run").value, site: "", layer: null, probe: "", row: null, along: "", hide: [] }));
   element("site").addEventListener("change", () => go({ site: element("site").value }));
   element("where-form").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -178,7 +188,7 @@ async function start() {
   addEventListener("hashchange", () => {
     const before = state;
     state = read(location.hash);
-    if (opened && written(before) !== written(state)) open();
+    if (runs.length && written(before) !== written(state)) open();
   });
   try {
     ({ runs, problems } = await ask("api/runs"));
@@ -190,8 +200,7 @@ async function start() {
   choose(element("run"), runs.map((run) => [run.run_id, nameOf(run)]), "");
   if (runs.length) await open();
   else if (problems.length) notice(problems.join(" "));
-  else notice("This store holds no run yet; make one with ", command("affectome extract --corpus builtin --store STORE"), " and reload.");
-  document.body.dataset.ready = "";
+  else notice("This store holds no run yet; make one with ", command(MAKE), " and reload.");
 }
 
 start();

@@ -6,7 +6,7 @@ import { choose, count, make, partsOf, short } from "./dom.js";
 import { pointField } from "./field.js";
 import { panel } from "./panel.js";
 
-const WAIT_MS = 60; // that the pointer rests on a point before its text is asked for
+const WAIT_MS = 60; // that the pointer rests on a point, or the view, before texts are asked for
 const KEY_MS = 80; // that a layer stays chosen before it is asked for: a key that is held down passes many
 const IN_TABLE = 25;
 
@@ -30,6 +30,7 @@ export function projection(section, { texts, onPick, onHide, onColour, onOffset 
   /**
    * Ask for the points of a layer and draw them.
    * @param {{run: object, site: object, layer: number, at: number | null, where: string, colour: string, columns: string[]}} view
+   * @returns {Promise<boolean>} false where a newer call took its place
    */
   async function show(view) {
     const { run, site: { site, offsets }, layer, at, where, colour } = view;
@@ -42,23 +43,27 @@ export function projection(section, { texts, onPick, onHide, onColour, onOffset 
     choose(parts.colour, view.columns.map((column) => [column, column]), colour);
     hover(-1);
     if (!given) {
-      if (own.refused()) clear();
-      return;
+      const refused = own.refused();
+      if (refused) clear();
+      return refused;
     }
+    const same = shown !== null && ["run", "site", "layer", "at", "where"].every((name) => shown[name] === view[name]);
+    if (!same) marked.place = null; // it was a place in another plane
     const label = given.classes.length ? Int16Array.from(given.label) : new Int16Array(given.row.length).fill(-1);
     const cloud = { row: Int32Array.from(given.row), x: Float32Array.from(given.x), y: Float32Array.from(given.y), label };
-    const rest = cloud.label.includes(-1);
-    shown = { ...view, cloud, classes: given.classes, names: [...given.classes, ...(rest ? [given.classes.length ? "none" : "all rows"] : [])] };
+    const rest = given.classes.length ? "none" : "all rows";
+    shown = { ...view, cloud, classes: given.classes, names: [...given.classes, ...(label.includes(-1) ? [rest] : [])] };
     parts.which.textContent = `${site}, layer ${layer}${at === null ? "" : `, offset ${at}`}, ${count(cloud.row.length)} rows`;
     const [first, second] = given.variance.map((share) => `${(share * 100).toFixed(share < 0.1 ? 1 : 0)}%`);
     parts.across.textContent = `first axis, ${first} of the variance`;
     parts.along.textContent = `second axis, ${second}`;
     recolour();
     writeLegend();
-    points.show(cloud);
+    points.show(cloud, same);
     mark({});
     list();
     own.drawn(`${run.run_id} ${site} ${layer}`);
+    return true;
   }
 
   /** Without points: what is on the screen would be another layer's. */
@@ -81,7 +86,8 @@ export function projection(section, { texts, onPick, onHide, onColour, onOffset 
     const numbers = new Array(names.length).fill(0);
     for (const label of cloud.label) numbers[label < 0 ? classes.length : label]++;
     parts.legend.replaceChildren(...names.map((name, index) => {
-      const button = make("button", { type: "button", "aria-pressed": String(!hidden.has(name)), title: `${name}: click to show or hide it, Shift and click for it alone` },
+      const title = `${name}: click to show or hide it, Shift and click for it alone`;
+      const button = make("button", { type: "button", "aria-pressed": String(!hidden.has(name)), title },
         make("span", { class: "swatch" }), short(name, 28), make("span", { class: "number" }, count(numbers[index])));
       button.style.setProperty("--colour", colours[index]);
       button.dataset.label = name;
@@ -125,9 +131,8 @@ export function projection(section, { texts, onPick, onHide, onColour, onOffset 
   function tell(row, label, text, id, left, top) {
     const { tip, field } = parts;
     tip.dataset.row = String(row);
-    tip.replaceChildren(
-      make("p", { class: "what" }, `row ${count(row)}${id === undefined ? "" : ` · ${short(id, 40)}`}${label === undefined ? "" : ` · ${short(label, 40)}`}`),
-      make("p", { class: "text" }, text));
+    const what = [`row ${count(row)}`, id, label].filter((part) => part !== undefined).map((part) => short(part, 40));
+    tip.replaceChildren(make("p", { class: "what" }, what.join(" · ")), make("p", { class: "text" }, text));
     const { offsetWidth: width, offsetHeight: height } = tip;
     const right = left + 14 + width <= field.clientWidth - 4;
     tip.style.left = `${Math.max(4, right ? left + 14 : left - 14 - width)}px`;
@@ -146,7 +151,10 @@ export function projection(section, { texts, onPick, onHide, onColour, onOffset 
     const into = parts.table.querySelector(".scroll");
     if (!parts.table.open || !shown) return;
     const { run, cloud, classes } = shown, indices = points.visible(IN_TABLE);
-    const found = await listing((signal) => texts.of(run.run_id, indices.map((index) => cloud.row[index]), signal)).catch((error) => {
+    const found = await listing(async (signal) => {
+      await settled(signal, WAIT_MS);
+      return texts.of(run.run_id, indices.map((index) => cloud.row[index]), signal);
+    }).catch((error) => {
       if (!(error instanceof Refusal)) throw error;
       into.replaceChildren(make("p", { class: "error" }, error.message));
     });
@@ -158,8 +166,8 @@ export function projection(section, { texts, onPick, onHide, onColour, onOffset 
       return make("tr", {}, make("td", {}, button), make("td", {}, label.get(row.row)), make("td", {}, String(row.text)));
     });
     const head = make("tr", {}, ...["row", parts.colour.value, "text"].map((name) => make("th", { scope: "col" }, name)));
-    into.replaceChildren(make("table", {}, make("caption", {}, `The first ${rows.length} in view; a row's number shows its neighbours`),
-      make("thead", {}, head), make("tbody", {}, ...rows)));
+    const caption = make("caption", {}, `The first ${rows.length} in view; a row's number shows its neighbours`);
+    into.replaceChildren(make("table", {}, caption, make("thead", {}, head), make("tbody", {}, ...rows)));
   }
 
   parts.table.addEventListener("toggle", list);
@@ -172,8 +180,7 @@ export function projection(section, { texts, onPick, onHide, onColour, onOffset 
   });
 
   return {
-    show, mark, clear,
-    say: own.say,
+    show, mark,
     /** @param {string[]} labels those not drawn */
     hide(labels) {
       hidden = new Set(labels);

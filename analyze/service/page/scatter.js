@@ -85,7 +85,7 @@ export function paint(image, cloud, view, ratio, colours, seen, radius, opacity)
   }
 }
 
-/** A step that leads through all of n points, and far from one to the next: no class of a sorted corpus lies on top of the others. */
+/** A step that leads through all of n points, from each to one far away: no class of a sorted corpus lies on top of the others. */
 function strideOf(n) {
   const divisor = (one, other) => (other === 0 ? one : divisor(other, one % other));
   let step = Math.max(1, Math.round(n * 0.618));
@@ -125,7 +125,8 @@ export function within(cloud, view, seen, width, height, most) {
   const none = seen.length - 1, found = [];
   for (let index = 0; index < cloud.x.length && found.length < most; index++) {
     const left = cloud.x[index] * view.scaleX + view.moveX, top = cloud.y[index] * view.scaleY + view.moveY;
-    if (left >= 0 && top >= 0 && left <= width && top <= height && seen[cloud.label[index] < 0 ? none : cloud.label[index]]) found.push(index);
+    const inside = left >= 0 && top >= 0 && left <= width && top <= height;
+    if (inside && seen[cloud.label[index] < 0 ? none : cloud.label[index]]) found.push(index);
   }
   return found;
 }

@@ -8,39 +8,41 @@ const METRICS = {
 
 /**
  * @typedef {object} Result one probe, at any number of sites
- * @property {string} name its kind; with the column where that is not `label`, and a number where one kind was kept several times
- * @property {string} kind
- * @property {string} column
+ * @property {string} name its kind, with what is not as usual: the column, and how it was fitted
+ * @property {string} column what it reads
  * @property {object[]} rows
  */
 
 /**
- * A row of scores does not say which of several probes of one kind it is from, such as with and without `--balance weights`. What
- * comes a second time for a layer is from another.
+ * A probe that is kept for some layers and for all of them has its rows once.
  * @param {object[]} rows as `/scores` gives them
  * @returns {Result[]}
  */
 export function resultsOf(rows) {
-  const results = [];
+  const results = new Map();
   for (const row of rows) {
+    const name = nameOf(row);
+    const result = results.get(name) ?? { name, column: row.label_column, rows: [], seen: new Set() };
+    results.set(name, result);
     const key = [row.site, row.layer, row.metric, row.label].join("\n");
-    const alike = results.filter((result) => result.kind === row.kind && result.column === row.label_column);
-    let result = alike.find((one) => !one.seen.has(key));
-    if (!result) {
-      const column = row.label_column === "label" ? "" : ` of ${row.label_column}`;
-      const name = `${row.kind}${column}${alike.length ? ` (${alike.length + 1})` : ""}`;
-      result = { name, kind: row.kind, column: row.label_column, rows: [], seen: new Set() };
-      results.push(result);
-    }
+    if (!result.seen.has(key)) result.rows.push(row);
     result.seen.add(key);
-    result.rows.push(row);
   }
-  return results;
+  return [...results.values()];
+}
+
+function nameOf(row) {
+  const column = row.label_column === "label" ? "" : ` of ${row.label_column}`;
+  const balance = row.balance === "none" ? "" : `, balance ${row.balance}`;
+  const strength = row.strength === null ? "" : `, strength ${row.strength}`;
+  const solver = row.solver === "affectome" ? "" : `, by ${row.solver}`;
+  return row.kind + column + balance + strength + solver;
 }
 
 /** The score that stands for a result: accuracy, or what a probe of lists or of numbers has instead. */
 export function metricOf(result) {
-  const name = Object.keys(METRICS).find((metric) => result.rows.some((row) => row.metric === metric && row.label === null)) ?? "accuracy";
+  const has = (metric) => result.rows.some((row) => row.metric === metric && row.label === null);
+  const name = Object.keys(METRICS).find(has) ?? "accuracy";
   const chances = { accuracy: result.rows.find((row) => row.metric === name)?.chance ?? null, auroc: 0.5, r2: 0 };
   return { name, chance: chances[name], ...METRICS[name] };
 }

@@ -23,7 +23,10 @@ export function texts() {
     /** Rows in the order given, asked for where they are not kept. */
     async of(runId, rows, signal) {
       const missing = rows.filter((row) => !kept.has(`${runId} ${row}`));
-      if (missing.length) keep(runId, (await ask(ofRun(runId, "utterances", { rows: missing, limit: missing.length }), { signal })).rows);
+      if (missing.length) {
+        const found = await ask(ofRun(runId, "utterances", { rows: missing, limit: missing.length }), { signal });
+        keep(runId, found.rows);
+      }
       return rows.map((row) => kept.get(`${runId} ${row}`)).filter((row) => row !== undefined);
     },
   };

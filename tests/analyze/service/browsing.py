@@ -28,23 +28,26 @@ def browser() -> Iterator[Browser]:
         pytest.skip("there is no Chromium here; on Debian: apt install chromium")
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield started
-        started.close()
+        try:
+            yield started
+        finally:
+            started.close()
 
 
 @contextmanager
 def served(store: Store, token: str | None = None) -> Iterator["Served"]:
     """A server of a store at a free port of this machine; it ends with the context, if nobody ended it before."""
+    app = application(store, Settings(token=token))
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        config = uvicorn.Config(
-            application(store, Settings(token=token)), lifespan="off", ws="none", log_level="error", timeout_graceful_shutdown=1
-        )
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_level="error", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         running = Served(f"http://127.0.0.1:{listening.getsockname()[1]}/", server, thread)
-        yield running
-        running.stop()
+        try:
+            yield running
+        finally:
+            running.stop()
+            app.state.queries.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,9 @@ def visit(chromium: Browser, url: str, fragment: str = "") -> Iterator[Visit]:
     context.route("**/*", at_home_only)
     here.page.on("console", noted)
     here.page.on("pageerror", lambda error: here.problems.append(str(error)))
-    here.page.goto(url + fragment)
-    yield here
-    context.close()
+    try:
+        here.page.goto(url + fragment)
+        yield here
+    finally:
+        context.close()
     assert here.problems == []

@@ -1,0 +1,132 @@
+"""A file of hidden states made elsewhere, .npy or .safetensors: its header says what it holds, and rows are read as asked for.
+
+Nothing in it is run or trusted: pickled arrays are refused, and what the header says must be what the file's size allows.
+Reading .npz, Parquet or PyTorch's own files was rejected: the two formats are what others write, and can be mapped.
+
+Shape suffixes: L layers, N rows, D width.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from extract.encoding import Values, numpy_dtype
+
+TENSOR = "hidden"
+"""What a tensor of states is called where nobody says."""
+
+_NPY = {"float16": "float16", "float32": "float32"}
+_SAFETENSORS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+
+@dataclass(frozen=True, slots=True)
+class StatesFile:
+    """States of some rows at some layers, in a file."""
+
+    path: Path
+    """Where."""
+    shape: tuple[int, int, int]
+    """(L, N, D)."""
+    stored_dtype: str
+    """One of extract.encoding.STORED_DTYPES: the file's own."""
+    layers: tuple[int, ...] | None
+    """Which layers it says it holds, as affectome query writes them; None where it says nothing."""
+    _read: Callable[[int, int], Values] = field(repr=False)
+
+    def read(self, start: int, stop: int) -> Values:
+        """Rows from `start` to before `stop`, (L, stop - start, D), contiguous and in stored form."""
+        return np.ascontiguousarray(self._read(start, stop), numpy_dtype(self.stored_dtype))
+
+
+def open_states(name: str, tensor: str = TENSOR) -> StatesFile:
+    """Open a file of states; no state is read yet.
+
+    Args:
+        name: a local file that ends in .npy or .safetensors, of (N, D) for one layer or (L, N, D).
+        tensor: which tensor of a .safetensors.
+
+    Raises:
+        ValueError: there is no such file, it is damaged, or it holds no such states.
+    """
+    path = Path(name).expanduser().absolute()
+    openers = {".npy": _open_npy, ".safetensors": lambda each: _open_safetensors(each, tensor)}
+    if path.suffix.lower() not in openers:
+        raise ValueError(f"cannot tell the format of states {name!r}; the name must end in {', '.join(openers)}")
+    if not path.is_file():
+        raise ValueError(f"there is no file {path} on this machine; give a local file of states")
+    return openers[path.suffix.lower()](path)
+
+
+def _open_npy(path: Path) -> StatesFile:
+    try:
+        values = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # a hostile header fails in many ways, and all mean the same
+        raise ValueError(f"{path} is not a readable .npy file of numbers: {error}") from error
+    surplus = path.stat().st_size - values.offset - values.nbytes
+    if surplus:
+        raise ValueError(f"{path} is damaged: it holds {surplus:,} bytes more than its header says")
+    shape, dtype = _shape(path, values.shape), _npy_dtype(path, values.dtype)
+    values_LND = values.reshape(shape) if values.ndim == 3 else values[None]
+    return StatesFile(path, shape, dtype, None, lambda start, stop: values_LND[:, start:stop])
+
+
+def _npy_dtype(path: Path, dtype: np.dtype[Any]) -> str:
+    if dtype.name in _NPY:
+        return _NPY[dtype.name]
+    if dtype.name == "float64":
+        raise ValueError(f"{path} holds float64, which a store does not keep; save it anew with .astype(numpy.float32)")
+    bits = "; bfloat16 is known from a .safetensors" if dtype.itemsize == 2 else ""
+    raise ValueError(f"{path} holds {dtype.name}; states are float16 or float32{bits}")
+
+
+def _open_safetensors(path: Path, tensor: str) -> StatesFile:
+    try:
+        file = safe_open(path, framework="pt")  # numpy has no bfloat16
+        names = sorted(file.keys())
+        if tensor not in names:
+            some = f"{', '.join(map(repr, names[:5]))}{', ...' * (len(names) > 5)}"
+            raise ValueError(f"{path} has no tensor {tensor!r}; name one of its {len(names)} with --tensor: {some}")
+        part = file.get_slice(tensor)
+        kind, lengths = part.get_dtype(), tuple(part.get_shape())
+        said = (file.metadata() or {}).get("affectome", "")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable .safetensors file: {error}") from error
+    if kind not in _SAFETENSORS:
+        remedy = "save it anew with .float()" if kind == "F64" else "states are BF16, F16 or F32"
+        raise ValueError(f"tensor {tensor!r} of {path} holds {kind}, which a store does not keep; {remedy}")
+    shape, dtype = _shape(path, lengths), _SAFETENSORS[kind]
+
+    def read(start: int, stop: int) -> Values:
+        import torch
+
+        rows = part[:, start:stop] if len(lengths) == 3 else part[start:stop][None]
+        values: Values = (rows.contiguous().view(torch.uint16) if dtype == "bfloat16" else rows).numpy()
+        return values
+
+    return StatesFile(path, shape, dtype, _said_layers(said, shape[0]), read)
+
+
+def _shape(path: Path, lengths: Sequence[int]) -> tuple[int, int, int]:
+    if len(lengths) not in (2, 3) or 0 in lengths:
+        raise ValueError(
+            f"{path} holds an array of shape {tuple(lengths)}; states are (utterances, width) of one layer, or (layers, "
+            "utterances, width)"
+        )
+    n_layers, n_rows, width = (1, *lengths)[-3:]
+    return int(n_layers), int(n_rows), int(width)
+
+
+def _said_layers(said: str, n_layers: int) -> tuple[int, ...] | None:
+    """The layers that affectome wrote into a file; None where it did not, or what is said does not fit."""
+    try:
+        meta = json.loads(said)
+        layers = meta.get("layers", [meta.get("layer")])
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    fit = isinstance(layers, list) and len(layers) == n_layers and all(type(layer) is int for layer in layers)
+    return tuple(layers) if fit else None
