@@ -1,23 +1,20 @@
 """Directions in the space of a layer: what a kept probe reads a class along, and how the means of two conditions differ.
 
-Shape suffixes: N rows, B rows of a batch, D width, K classes.
+Shape suffixes: D width, K classes.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from analyze.columns import LABEL, NUMBERS, form_of, usual_kind
 from analyze.linear import LinearProbe
 from analyze.probes import ProbeSpec
 from analyze.query import Run
 from analyze.saved import Made, kept_probes, load_probes
+from analyze.scaling import moments
 from analyze.similarity import check_one_state
 
 Floats = NDArray[np.float64]
-
-_ROWS_AT_ONCE = 1024
 
 
 def probe_direction(
@@ -51,7 +48,8 @@ def probe_direction(
             raise ValueError(f"column {column!r} holds numbers, so its probe has one direction and no class {label!r}")
         return probe.weight_DK[:, 0].copy()
     if label not in made.classes:
-        raise ValueError(f"the probe of {column!r} has no class {label!r}; choose from {', '.join(made.classes)}")
+        asked = "has several classes" if label is None else f"has no class {label!r}"
+        raise ValueError(f"the probe of {column!r} {asked}; choose from {', '.join(made.classes)}")
     weight_D = probe.weight_DK[:, made.classes.index(label)].copy()
     return weight_D - probe.weight_DK.mean(axis=1) if probe.gives == "logits" else weight_D
 
@@ -65,28 +63,11 @@ def mean_difference(run: Run, site: str, layer: int, where: str, other: str) -> 
     Raises:
         ValueError: as from Run.hidden; or no utterance fulfils one of the conditions.
     """
-    return mean_state(run, site, layer, where) - mean_state(run, site, layer, other)
-
-
-def mean_state(run: Run, site: str, layer: int, where: str | None = None, *, rows: ArrayLike | None = None) -> Floats:
-    """The mean state of utterances, (D,), added up in float64 and in bounded memory.
-
-    Raises:
-        ValueError: as from Run.hidden; or there is no such utterance.
-    """
-    check_one_state(run, site)
-    sum_D, n_rows = np.zeros(run.manifest.width), 0
-    for batch in run.batches(site, layer, _ROWS_AT_ONCE, where, rows=rows):
-        sum_D += batch.hidden.sum(axis=0, dtype=np.float64)
-        n_rows += len(batch.rows)
-    if not n_rows:
-        which = "is given" if where is None else f"fulfils {where!r}"
-        raise ValueError(f"no utterance of run {run.run_id} {which}, so there is no mean of them")
-    return sum_D / n_rows
+    return moments(run, site, layer, where).mean_D - moments(run, site, layer, other).mean_D
 
 
 def _kept(run: Run, site: str, layer: int, plain: ProbeSpec) -> tuple[Made, LinearProbe]:
-    """The probe of a layer: of several that differ in how they were fitted, the usual one, else the newest."""
+    """The probe of a layer: of several, the usual one, else one of the file with most layers, and of those the newest."""
     fitting = [
         made
         for _, made in kept_probes(run)
@@ -96,7 +77,9 @@ def _kept(run: Run, site: str, layer: int, plain: ProbeSpec) -> tuple[Made, Line
         load_probes(run, site, run.layers_of(site), plain)  # says what to do
     layers = sorted({kept for made in fitting for kept in made.layers})
     if layer not in layers:
-        raise ValueError(f"there is no {plain.kind} probe of layer {layer} of {site}; choose from {_listed(layers)}")
+        raise ValueError(
+            f"there is no {plain.kind} probe of layer {layer} of {site}; choose from {', '.join(map(str, layers))}"
+        )
     chosen = max(
         (made for made in fitting if layer in made.layers), key=lambda made: (made.spec == plain, len(made.layers), made.made)
     )
@@ -104,7 +87,3 @@ def _kept(run: Run, site: str, layer: int, plain: ProbeSpec) -> tuple[Made, Line
     probe = probes[layer]
     assert isinstance(probe, LinearProbe), "only an MLP is not"
     return made, probe
-
-
-def _listed(layers: Sequence[int]) -> str:
-    return ", ".join(map(str, layers))

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from analyze.directions import mean_state
 from analyze.query import Run
-from analyze.similarity import along, check_one_state, nearest
+from analyze.scaling import scaling_of
+from analyze.similarity import along, check_search, nearest
 
 Queries = str | Sequence[str] | ArrayLike
 """A text, several, a vector, or several."""
@@ -26,13 +26,13 @@ def nearest_utterances(
     where: str | None = None,
     *,
     metric: str = "cosine",
-    centred: bool = False,
+    scaling: str = "none",
 ) -> pa.Table:
     """The utterances nearest to each query, the nearest first.
 
     Args:
         queries: texts, which the run's own model reads, or vectors.
-        centred: whether states and queries are seen from the mean of all states of the run at this site and layer.
+        scaling: one of scaling.SCALINGS: `none`, `centred` or `standardised`.
         site, layer, k, metric, where: as in similarity.nearest.
 
     Returns:
@@ -41,11 +41,11 @@ def nearest_utterances(
     Raises:
         ValueError: as from similarity.nearest, or from new_texts.states_of_texts.
     """
-    check_one_state(run, site)
-    run.explain(site, layer, where)  # refuses what cannot be read, before a model is loaded
+    check_search(run, site, k, metric)  # what cannot be is refused before a model is loaded
+    run.explain(site, layer, where)
+    seen = scaling_of(run, site, layer, scaling)
     queries_QD = _vectors(run, site, layer, queries)
-    origin_D = mean_state(run, site, layer) if centred else None
-    found = nearest(run, site, layer, queries_QD, k, metric=metric, origin_D=origin_D, where=where)
+    found = nearest(run, site, layer, queries_QD, k, metric=metric, scaling=seen, where=where)
     n_queries, n_found = found.rows_QK.shape
     which = np.repeat(np.arange(n_queries), n_found)
     return _utterances(run, {"query": which, "score": found.scores_QK.reshape(-1)}, found.rows_QK.reshape(-1))

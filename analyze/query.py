@@ -257,12 +257,12 @@ class Run:
         where: str | None = None,
         *,
         metric: str = "cosine",
-        centred: bool = False,
+        scaling: str = "none",
     ) -> pa.Table:
         """The utterances nearest to texts or vectors, exactly; as analyze.finding.nearest_utterances."""
         from analyze.finding import nearest_utterances
 
-        return nearest_utterances(self, site, layer, queries, k, where, metric=metric, centred=centred)
+        return nearest_utterances(self, site, layer, queries, k, where, metric=metric, scaling=scaling)
 
     def along(self, site: str, layer: int, direction: ArrayLike, k: int = 10, where: str | None = None) -> pa.Table:
         """The utterances at both ends of a direction (analyze.directions); as analyze.finding.utterances_along."""

@@ -26,8 +26,24 @@ METRICS = ("cosine", "dot", "euclidean")
 
 _BLOCK_BYTES = 4 << 20  # what a processor's caches hold: larger blocks take up to five times as long
 _FEWEST_ROWS = 128  # of a block, however many queries there are
-_FEWEST_QUERIES = 32  # for a matrix product: over so small a one BLAS's threads mostly wait for each other
+_FEWEST_QUERIES = 32  # for a matrix product: over a small one BLAS's threads mostly wait for each other
+_PRODUCT_BYTES = 32 << 20  # of a block of which there is one
 _BUFFER_BYTES = 32 << 20  # read at once, of what a buffer holds as float32
+_LEAST = np.finfo(np.float64).tiny  # more than what products too small for float64 can add up to
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """How states are seen: `(state - origin) / scale`, feature by feature."""
+
+    origin_D: Floats
+    """What is taken off."""
+    scale_D: Floats
+    """What the rest is divided by; nothing is 0."""
+
+    def seen(self, states_ND: Floats, out: Floats | None = None) -> Floats:
+        """States as they are seen."""
+        return np.divide(np.subtract(states_ND, self.origin_D, out=out), self.scale_D, out=out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +86,7 @@ def nearest(
     k: int,
     *,
     metric: str = "cosine",
-    origin_D: ArrayLike | None = None,
+    scaling: Scaling | None = None,
     where: str | None = None,
     rows: ArrayLike | None = None,
     device: str = "cpu",
@@ -84,8 +100,7 @@ def nearest(
         queries_QD: Q vectors as wide as the states, or one, (D,).
         k: how many neighbours, from 1; all rows where there are fewer.
         metric: one of METRICS.
-        origin_D: what states and queries are seen from, for cosine and dot; 0 without it, and analyze.directions.mean_state
-            for centred ones. Distances are the same from everywhere.
+        scaling: how states and queries are seen; as they are without it (analyze.scaling.scaling_of makes others).
         device: where products are computed, `cpu` or a CUDA device of torch; worth the way from a hundred queries on.
 
     Raises:
@@ -93,22 +108,20 @@ def nearest(
             be.
     """
     queries_QD = checked_vectors(run, queries_QD, "a query")
-    origin = None if origin_D is None or metric == "euclidean" else checked_vectors(run, origin_D, "an origin")[0]
-    if metric not in METRICS:
-        raise ValueError(f"there is no metric {metric!r}; choose from {', '.join(METRICS)}")
-    if k < 1:
-        raise ValueError(f"give a number of neighbours from 1, not {k}")
-    check_one_state(run, site)
-    queries_QD = queries_QD if origin is None else queries_QD - origin
+    check_search(run, site, k, metric)
+    if scaling is not None:
+        queries_QD = scaling.seen(queries_QD)
     if metric == "cosine":
-        queries_QD = _scaled(queries_QD)
+        queries_QD = _near_one(queries_QD)
         if not queries_QD.any(axis=1).all():
-            seen = "" if origin is None else ", seen from the origin,"
-            raise ValueError(f"a query is 0 everywhere{seen} so it has no direction and no cosine; take the metric euclidean")
+            scaled = "" if scaling is None else " once it is scaled,"
+            raise ValueError(f"a query is 0 everywhere{scaled} so it has no direction and no cosine; take the metric euclidean")
     scoring, multiply = _SCORINGS[metric], _product(queries_QD, device)
     slack, qq_Q = 4 * (run.manifest.width + 8) * np.finfo(np.float64).eps, _squares(queries_QD)
     best = [_Best(k) for _ in queries_QD]
-    for rows_B, states_BD in _blocks(run, site, layer, where, rows, origin, len(queries_QD)):
+    for rows_B, states_BD in blocks(run, site, layer, where, rows, len(queries_QD)):
+        if scaling is not None:
+            scaling.seen(states_BD, out=states_BD)
         lower_QB, upper_QB = scoring.bounds(multiply(states_BD), qq_Q[:, None], _squares(states_BD), slack)
         least_Q1 = np.array([[found.least] for found in best])
         for index in np.flatnonzero((upper_QB >= least_Q1).any(axis=1)):
@@ -143,12 +156,47 @@ def along(
     direction = checked_vectors(run, direction_D, "a direction")
     if len(direction) != 1:
         raise ValueError(f"give one direction, not {len(direction)}")
-    scaled_D = _scaled(direction)[0]
-    if not scaled_D.any():
+    near_one_D = _near_one(direction)[0]
+    if not near_one_D.any():
         raise ValueError("the direction is 0 everywhere, so no state lies along it")
-    unit_D = scaled_D / np.linalg.norm(scaled_D)
+    unit_D = near_one_D / np.linalg.norm(near_one_D)
     both = nearest(run, site, layer, np.stack([unit_D, -unit_D]), k, metric="dot", where=where, rows=rows, device=device)
     return Extremes(Ranked(both.rows_QK[0], both.scores_QK[0]), Ranked(both.rows_QK[1], 0.0 - both.scores_QK[1]))
+
+
+def blocks(
+    run: Run, site: str, layer: int, where: str | None = None, rows: ArrayLike | None = None, n_queries: int = 1
+) -> Iterator[tuple[NDArray[np.int64], Floats]]:
+    """Rows in order, and their states in float64, (B, D), for the caller to write on, which are there until the next block.
+
+    Args:
+        n_queries: how many products with each state are to be held beside them.
+
+    Raises:
+        ValueError: as from Run.hidden.
+    """
+    width = run.manifest.width
+    n_bytes = _BLOCK_BYTES if n_queries < _FEWEST_QUERIES else _PRODUCT_BYTES
+    n_block = max(_FEWEST_ROWS, n_bytes // (8 * max(width, n_queries)))
+    memory_BD = np.empty((n_block, width))  # of all blocks: new memory for each takes longer than what is computed with it
+    buffer_rows = max(n_block, _BUFFER_BYTES // (4 * width))
+    for batch in run.batches(site, layer, n_block, where, rows=rows, buffer_rows=buffer_rows):
+        states_BD = memory_BD[: len(batch.rows)]
+        np.copyto(states_BD, batch.hidden)
+        yield batch.rows, states_BD
+
+
+def check_search(run: Run, site: str, k: int, metric: str) -> None:
+    """Make sure that there is such a search, before anything is read or computed for it.
+
+    Raises:
+        ValueError: as from `nearest`, of site, k and metric.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"there is no metric {metric!r}; choose from {', '.join(METRICS)}")
+    if k < 1:
+        raise ValueError(f"give a number of neighbours from 1, not {k}")
+    check_one_state(run, site)
 
 
 def check_one_state(run: Run, site: str) -> None:
@@ -199,7 +247,7 @@ class _Scoring:
 
 def _dot_bounds(product_QB: Floats, qq_Q1: Floats, xx_B: Floats, slack: float) -> tuple[Floats, Floats]:
     """A sum of D products, in any order, is off by D roundings of the sum of their sizes at most, which is |x| |q| at most."""
-    around_QB = slack * np.sqrt(qq_Q1) * np.sqrt(xx_B)
+    around_QB = slack * np.sqrt(qq_Q1) * np.sqrt(xx_B) + _LEAST
     return product_QB - around_QB, product_QB + around_QB
 
 
@@ -225,7 +273,7 @@ def _cosines(product: Floats, qq: Floats, xx: Floats) -> Floats:
 
 def _euclidean_bounds(product_QB: Floats, qq_Q1: Floats, xx_B: Floats, slack: float) -> tuple[Floats, Floats]:
     square_QB = qq_Q1 - 2 * product_QB + xx_B
-    around_QB = slack * (np.sqrt(qq_Q1) + np.sqrt(xx_B)) ** 2
+    around_QB = slack * (np.sqrt(qq_Q1) + np.sqrt(xx_B)) ** 2 + _LEAST
     return -np.sqrt(np.maximum(square_QB + around_QB, 0)), -np.sqrt(np.maximum(square_QB - around_QB, 0))
 
 
@@ -268,27 +316,11 @@ class _Best:
         self.rows_K, self.ranks_K = rows[order], ranks[order]
 
 
-def _blocks(
-    run: Run, site: str, layer: int, where: str | None, rows: ArrayLike | None, origin_D: Floats | None, n_queries: int
-) -> Iterator[tuple[NDArray[np.int64], Floats]]:
-    """Rows in order, and their states seen from the origin, (B, D), until the next block."""
-    width = run.manifest.width
-    n_block = max(_FEWEST_ROWS, _BLOCK_BYTES // (8 * max(width, n_queries)))
-    memory_BD = np.empty((n_block, width))  # of all blocks: new memory for each takes longer than what is computed with it
-    buffer_rows = max(n_block, _BUFFER_BYTES // (4 * width))
-    for batch in run.batches(site, layer, n_block, where, rows=rows, buffer_rows=buffer_rows):
-        states_BD = memory_BD[: len(batch.rows)]
-        np.copyto(states_BD, batch.hidden)
-        if origin_D is not None:
-            states_BD -= origin_D
-        yield batch.rows, states_BD
-
-
 def _squares(vectors_ND: Floats) -> Floats:
     return np.asarray(np.vecdot(vectors_ND, vectors_ND))
 
 
-def _scaled(vectors_QD: Floats) -> Floats:
+def _near_one(vectors_QD: Floats) -> Floats:
     """Each times a power of two, which changes no digit, so that no square is too large or too small."""
     return np.asarray(np.ldexp(vectors_QD, -np.frexp(np.abs(vectors_QD).max(axis=1, keepdims=True))[1]))
 
@@ -302,7 +334,7 @@ def _product(queries_QD: Floats, device: str) -> Callable[[Floats], Floats]:
     import torch
 
     try:
-        there_QD = torch.from_numpy(queries_QD).to(device)
+        there_QD = torch.tensor(queries_QD, device=device)
     except (AssertionError, RuntimeError, TypeError) as error:  # no such device, none here, or one without float64
         raise ValueError(f"cannot multiply in float64 on {device!r}; choose cpu, or a CUDA device such as cuda:0") from error
     return lambda states_BD: (there_QD @ torch.from_numpy(states_BD).to(device).T).cpu().numpy()

@@ -27,8 +27,8 @@ from rich.table import Table
 from sklearn.neighbors import NearestNeighbors
 from store import SITE, WIDTH, create, seconds, write_shard
 
-from analyze.directions import mean_state
 from analyze.query import Run, open_store
+from analyze.scaling import moments
 from analyze.similarity import along, nearest
 from extract.stored_run import StoredRun
 
@@ -72,7 +72,7 @@ def ours(run: Run) -> list[tuple[str, ...]]:
         ("read the layer, as stored", lambda: run.hidden(SITE, LAYER, dtype="stored")),
         ("read the layer, float32", lambda: run.hidden(SITE, LAYER)),
         (f"{K} at both ends of a direction", lambda: along(run, SITE, LAYER, direction_D, K)),
-        ("the mean state, for centred cosines", lambda: mean_state(run, SITE, LAYER)),
+        ("mean and deviations, for scaling", lambda: moments(run, SITE, LAYER)),
     ]
     return [(what, *measured(action), "") for what, action in actions]
 
@@ -96,8 +96,8 @@ def beside_scikit_learn(run: Run) -> list[tuple[str, ...]]:
             same = f"{(mine() == theirs()).mean():.1%}"
             what = f"{K} nearest of {n_queries} by {metric}"
             rows += [
-                (f"{what}, from the store", *measured(mine), same),
-                (f"{what}, scikit-learn in memory", *measured(theirs), ""),
+                (what, *measured(mine), same),
+                ("  scikit-learn, in memory", *measured(theirs), ""),
             ]
     return rows
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from analyze.exporting import json_rows
 from analyze.query import Run
+from analyze.scaling import moments
 from analyze.service.answers import json_answer
 from analyze.service.asked import MOST, RunName, Which, taken
 from analyze.service.documents import ExtremesDocument, NeighboursDocument
@@ -133,13 +134,15 @@ def _direction(shelf: Shelf, run: Run, asked: Along) -> NDArray[np.float64]:
     """The direction asked for, (D,)."""
     if (asked.label is None) == (asked.where is None) or (asked.where is None) != (asked.other is None):
         raise ValueError("give a label of a kept probe, or both where and other")
-    from analyze.directions import mean_state, probe_direction  # it takes seconds to load
+    from analyze.directions import probe_direction  # it takes seconds to load
 
     _check_readable(run, asked)
     if asked.label is not None:
         return probe_direction(run, asked.site, asked.layer, asked.label, column=asked.column)
-    means = [mean_state(run, asked.site, asked.layer, rows=_rows(shelf, run, each)) for each in (asked.where, asked.other)]
-    return means[0] - means[1]
+    to, start = (
+        moments(run, asked.site, asked.layer, rows=_rows(shelf, run, each)).mean_D for each in (asked.where, asked.other)
+    )
+    return to - start
 
 
 def _shown(run: Run, rows_K: NDArray[np.int64], scores_K: NDArray[np.float64]) -> list[Mapping[str, Any]]:

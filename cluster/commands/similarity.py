@@ -39,9 +39,9 @@ def nearest(
     site: SiteOption = "resid.last",
     k: CountOption = 10,
     metric: Annotated[str, typer.Option("--metric", help="cosine, dot or euclidean.")] = "cosine",
-    centred: Annotated[
-        bool, typer.Option("--centred", help="See states from their mean, so that cosines are not all near 1.")
-    ] = False,
+    scaling: Annotated[
+        str, typer.Option("--scaling", help="none; centred (less the run's mean); standardised (and by its deviations).")
+    ] = "none",
     where: Annotated[
         str | None, typer.Option("--where", help="Only utterances that fulfil this SQL condition.", show_default=False)
     ] = None,
@@ -51,18 +51,20 @@ def nearest(
     """Find the utterances whose states are nearest to those of a text, a row or a vector."""
     from analyze.exporting import ANSWERS, target
     from analyze.query import open_store
+    from analyze.similarity import check_search
 
     if sum(given is not None for given in (texts or None, rows or None, vector)) != 1:
         raise ValueError("give one of --text, --row and --vector; --text and --row may be repeated")
     opened_store = open_store(store)
     path = None if out is None else target(out, ANSWERS, opened_store.stored.objects)
     opened = opened_store.run(run)
+    check_search(opened, site, k, metric)
     queries = texts or (opened.hidden(site, layer, rows=rows) if rows else _read_vectors(vector))
-    found = opened.nearest(site, layer, queries, k, where, metric=metric, centred=centred)
+    found = opened.nearest(site, layer, queries, k, where, metric=metric, scaling=scaling)
     if not any(found["query"].to_pylist()):  # one query needs no number
         found = found.drop_columns(["query"])
-    how = {"metric": metric, "centred": centred, "where": where}
-    _show(opened, f"{'centred ' * centred}{metric}", site, layer, found, how, path, as_json)
+    how = {"metric": metric, "scaling": scaling, "where": where}
+    _show(opened, metric if scaling == "none" else f"{scaling} {metric}", site, layer, found, how, path, as_json)
 
 
 def along(
@@ -96,7 +98,8 @@ def along(
     from analyze.exporting import ANSWERS, target
     from analyze.query import open_store
 
-    of_probe, of_means = label is not None or column != DEFAULT_COLUMN, where is not None and other is not None
+    of_probe = label is not None or kind is not None or column != DEFAULT_COLUMN
+    of_means = where is not None and other is not None
     if of_probe == of_means or (where is None) != (other is None):
         raise ValueError("give a --label of a kept probe (or its --column of numbers), or both --where and --other")
     opened_store = open_store(store)
