@@ -17,7 +17,7 @@ from analyze.scaling import moments
 from analyze.service.answers import json_answer
 from analyze.service.asked import MOST, RunName, Which, taken
 from analyze.service.documents import ExtremesDocument, NeighboursDocument
-from analyze.service.limits import check_rows
+from analyze.service.limits import check_count
 from analyze.service.planes import Planes, short
 from analyze.service.shelf import Shelf
 from analyze.similarity import along, check_one_state, checked_vectors, nearest
@@ -77,7 +77,7 @@ def router(shelf: Shelf, planes: Planes) -> APIRouter:
     @routes.post("/api/runs/{run}/neighbours", response_model=NeighboursDocument)
     def neighbours(run: RunName, asked: Nearest) -> Response:
         """The utterances nearest to a text, a row or a vector, the nearest first."""
-        check_rows(asked.k, settings.most_neighbours, "neighbours")
+        check_count(asked.k, settings.most_neighbours, "neighbours", "ask for a smaller k")
         with shelf.run(run) as opened:
             rows_N = _rows(shelf, opened, asked.where)
             query_D = _query(shelf, opened, asked)
@@ -90,7 +90,7 @@ def router(shelf: Shelf, planes: Planes) -> APIRouter:
     @routes.post("/api/runs/{run}/along", response_model=ExtremesDocument)
     def extremes(run: RunName, asked: Along) -> Response:
         """The utterances that lie furthest along a direction, and those that lie furthest against it."""
-        check_rows(asked.k, settings.most_neighbours, "utterances of each end")
+        check_count(asked.k, settings.most_neighbours, "utterances of each end", "ask for a smaller k")
         with shelf.run(run) as opened:
             found = along(opened, asked.site, asked.layer, _direction(shelf, opened, asked), asked.k)
             ends = {"top": found.top, "bottom": found.bottom}

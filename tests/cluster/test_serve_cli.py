@@ -1,6 +1,7 @@
 """affectome serve as a user starts and ends it."""
 
 import re
+import secrets
 import signal
 import socket
 import time
@@ -8,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
 from analyze.columns import LABEL
+from analyze.query import open_store
 from analyze.service import search
 from analyze.service.settings import Settings
 from cluster.cli import app
 from cluster.commands.serve import DEFAULT_MEMORY, DEFAULT_TIMEOUT_S
+from extract.objects import RemoteObjects
 from extract.store import Store
 from tests.analyze.service.serving import ROOT, serving
 from tests.analyze.service.stores import Planted, files, plant
+from tests.s3 import BUCKET, S3Server
 
 TOKEN = "a-token-of-these-tests"  # noqa: S105
 
@@ -101,6 +106,22 @@ def test_what_cannot_be_served_is_said_in_one_sentence(planted: Planted, tmp_pat
 def test_the_defaults_that_help_shows_are_those_of_the_service() -> None:
     assert search.LABEL == LABEL
     assert (Settings().timeout_s, Settings().memory) == (DEFAULT_TIMEOUT_S, DEFAULT_MEMORY)
+
+
+def test_a_store_on_object_storage_is_served_as_its_copy_on_disk_is(
+    planted: Planted, tmp_path: Path, s3_server: S3Server
+) -> None:
+    prefix, here = f"{BUCKET}/serve-{secrets.token_hex(4)}", open_store(planted.location).stored.objects
+    place = RemoteObjects(s3_server.filesystem(), prefix)
+    for entry in here.entries(""):
+        place.replace(entry.key, here.read(entry.key))
+    run = f"/api/runs/{planted.whole.run_id}"
+    with serving(tmp_path, f"s3://{prefix}", environment=s3_server.environment()) as service:
+        states = asked(service.url, f"{run}/hidden?site=resid.last&layer=1&where=label%3D'joy'")
+        with pa.ipc.open_stream(states.content) as reader:
+            assert reader.read_all().equals(planted.whole.hidden_arrow("resid.last", [1], "label = 'joy'"))
+        counted = asked(service.url, "/api/sql", {"sql": "SELECT count(*) AS n FROM utterances"}).json()
+        assert counted["rows"] == [{"n": sum(run.manifest.n_rows for run in (planted.whole, planted.partial, planted.tokens))}]
 
 
 def test_the_limits_of_the_page_are_those_of_the_service() -> None:
