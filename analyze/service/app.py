@@ -6,8 +6,6 @@ scripts from elsewhere. Routes are plain functions that run in threads: DuckDB, 
 
 from fastapi import FastAPI
 
-import analyze.report.tables
-import analyze.results  # noqa: F401 - these take seconds to load: before the first request, not while it waits
 from analyze.query import Store
 from analyze.service import pages, planes, runs, search, statements, states
 from analyze.service.access import Access

@@ -55,6 +55,8 @@ class RunDocument:
     """Whether every shard is there; states are read of complete runs only."""
     created: str
     """When, in ISO 8601, UTC."""
+    imported: bool
+    """Whether its states were made elsewhere, so that no model here reads new texts for it."""
     sites: Sequence[SiteDocument]
     """Where states were read."""
 

@@ -9,17 +9,21 @@ class BusyError(Exception):
     """As much as may be is at work; it can be asked again."""
 
 
-def check_rows(n_rows: int, most: int, what: str = "rows") -> None:
-    """Refuse too many rows.
+_IN_PARTS = "take some rows with limit and offset, or write all of them on the server with affectome query --out"
+
+
+def check_count(n: int, most: int, what: str, remedy: str = _IN_PARTS) -> None:
+    """Refuse too many of something.
+
+    Args:
+        what: what they are, as in `rows`.
+        remedy: what to do instead.
 
     Raises:
         OverLimitError: they are too many.
     """
-    if n_rows > most:
-        raise OverLimitError(
-            f"this asks for {n_rows:,} {what} and at most {most:,} are given at once; "
-            "take some with limit and offset, or write all of them on the server with affectome query --out"
-        )
+    if n > most:
+        raise OverLimitError(f"this asks for {n:,} {what} and at most {most:,} are given at once; {remedy}")
 
 
 def check_bytes(n_bytes: int, most: int) -> None:
@@ -28,8 +32,4 @@ def check_bytes(n_bytes: int, most: int) -> None:
     Raises:
         OverLimitError: they are too many.
     """
-    if n_bytes > most:
-        raise OverLimitError(
-            f"this asks for {n_bytes:,} bytes and at most {most:,} are given at once; "
-            "take some rows with limit and offset, or write all of them on the server with affectome query --out"
-        )
+    check_count(n_bytes, most, "bytes")

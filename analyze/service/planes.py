@@ -17,7 +17,7 @@ from analyze.service.answers import json_answer
 from analyze.service.asked import MOST, Condition, LayerNumber, RunName, SiteName, Which
 from analyze.service.documents import PlaneDocument
 from analyze.service.kept import Kept
-from analyze.service.limits import check_rows
+from analyze.service.limits import check_count
 from analyze.service.shelf import Shelf
 
 _PLANES_KEPT = 16
@@ -42,8 +42,9 @@ class Planes:
         """
 
         def make() -> Placed:
+            most = self._shelf.settings.most_projected
             rows_N = Which(where=where).chosen(self._shelf, run)
-            check_rows(len(rows_N), self._shelf.settings.most_projected, "utterances in one plane")
+            check_count(len(rows_N), most, "utterances in one plane", "choose fewer with where, such as row % 10 = 0")
             return place_states(run, site, layer, rows_N, at)
 
         placed = self._kept.get((run.run_id, site, layer, at, where), make)

@@ -26,17 +26,12 @@ _S_TO_READ = 600.0  # until the tables are read, which no limit of a query bound
 _S_OF_GRACE = 2.0  # a query that can be interrupted ends by itself
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Worker:
     """A process and the way to it."""
 
     process: BaseProcess
     connection: Connection
-
-    def end(self) -> None:
-        self.connection.close()
-        self.process.kill()
-        self.process.join()
 
 
 class Queries:
@@ -48,6 +43,7 @@ class Queries:
         self._bounds = Bounds(settings.timeout_s, settings.memory)
         self._wait_s = settings.wait_s
         self._free: queue.LifoQueue[_Worker | None] = queue.LifoQueue()  # None for one that is not started
+        self._started: set[_Worker] = set()
         for _ in range(settings.queries_at_once):
             self._free.put(None)
 
@@ -74,13 +70,9 @@ class Queries:
             return reader.read_all(), done.more
 
     def close(self) -> None:
-        """End the processes that wait for a query; the next one starts another."""
-        for _ in range(self._free.qsize()):
-            with contextlib.suppress(queue.Empty):
-                worker = self._free.get_nowait()
-                if worker is not None:
-                    worker.end()
-                self._free.put(None)
+        """End all processes, those at work too; a query that comes later starts another."""
+        for worker in list(self._started):
+            worker.process.kill()  # who waits for it reads the end of its pipe, and lets it go
 
     def _answer(self, query: Query) -> Done:
         with self._worker() as worker:
@@ -118,20 +110,31 @@ class Queries:
             raise BusyError("as many queries as may be are at work; ask again in a second") from None
         worker = None
         try:
-            worker = found if found is not None and found.process.is_alive() else self._started()
+            if found is not None and not found.process.is_alive():
+                self._end(found)
+                found = None
+            worker = found or self._start()
             yield worker
         except BaseException:
             if worker is not None:
-                worker.end()
+                self._end(worker)
             worker = None
             raise
         finally:
             self._free.put(worker)
 
-    def _started(self) -> _Worker:
+    def _start(self) -> _Worker:
         context = multiprocessing.get_context("spawn")  # a fork of threads that hold locks may never wake up
         ours, theirs = context.Pipe()
         process = context.Process(target=work, args=(theirs, self._location, self._bounds), name="affectome query", daemon=True)
         process.start()
         theirs.close()
-        return _Worker(process, ours)
+        worker = _Worker(process, ours)
+        self._started.add(worker)
+        return worker
+
+    def _end(self, worker: _Worker) -> None:
+        worker.connection.close()
+        worker.process.kill()
+        worker.process.join()
+        self._started.discard(worker)

@@ -63,6 +63,7 @@ def _document(run: Run) -> RunDocument:
         width=manifest.width,
         complete=run.n_missing() == 0,
         created=manifest.created,
+        imported=manifest.identity.imported,
         sites=[_site(run, Site.parse(site)) for site in run.sites],
     )
 

@@ -11,19 +11,18 @@ from fastapi import APIRouter, Response
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from analyze.columns import LABEL
-from analyze.directions import probe_direction
 from analyze.exporting import json_rows
 from analyze.query import Run
 from analyze.scaling import moments
 from analyze.service.answers import json_answer
 from analyze.service.asked import MOST, RunName, Which, taken
 from analyze.service.documents import ExtremesDocument, NeighboursDocument
-from analyze.service.limits import check_rows
+from analyze.service.limits import check_count
 from analyze.service.planes import Planes, short
 from analyze.service.shelf import Shelf
 from analyze.similarity import along, check_one_state, checked_vectors, nearest
 
+LABEL = "label"  # analyze.columns.LABEL, which takes seconds to load
 _SHOWN = ("row", "utterance_id", "label", "text")
 _MOST_NUMBERS = 100_000
 
@@ -78,7 +77,7 @@ def router(shelf: Shelf, planes: Planes) -> APIRouter:
     @routes.post("/api/runs/{run}/neighbours", response_model=NeighboursDocument)
     def neighbours(run: RunName, asked: Nearest) -> Response:
         """The utterances nearest to a text, a row or a vector, the nearest first."""
-        check_rows(asked.k, settings.most_neighbours, "neighbours")
+        check_count(asked.k, settings.most_neighbours, "neighbours", "ask for a smaller k")
         with shelf.run(run) as opened:
             rows_N = _rows(shelf, opened, asked.where)
             query_D = _query(shelf, opened, asked)
@@ -91,7 +90,7 @@ def router(shelf: Shelf, planes: Planes) -> APIRouter:
     @routes.post("/api/runs/{run}/along", response_model=ExtremesDocument)
     def extremes(run: RunName, asked: Along) -> Response:
         """The utterances that lie furthest along a direction, and those that lie furthest against it."""
-        check_rows(asked.k, settings.most_neighbours, "utterances of each end")
+        check_count(asked.k, settings.most_neighbours, "utterances of each end", "ask for a smaller k")
         with shelf.run(run) as opened:
             found = along(opened, asked.site, asked.layer, _direction(shelf, opened, asked), asked.k)
             ends = {"top": found.top, "bottom": found.bottom}
@@ -135,11 +134,15 @@ def _direction(shelf: Shelf, run: Run, asked: Along) -> NDArray[np.float64]:
     """The direction asked for, (D,)."""
     if (asked.label is None) == (asked.where is None) or (asked.where is None) != (asked.other is None):
         raise ValueError("give a label of a kept probe, or both where and other")
+    from analyze.directions import probe_direction  # it takes seconds to load
+
     _check_readable(run, asked)
     if asked.label is not None:
         return probe_direction(run, asked.site, asked.layer, asked.label, column=asked.column)
-    one, other = (moments(run, asked.site, asked.layer, rows=_rows(shelf, run, each)) for each in (asked.where, asked.other))
-    return one.mean_D - other.mean_D
+    to, start = (
+        moments(run, asked.site, asked.layer, rows=_rows(shelf, run, each)).mean_D for each in (asked.where, asked.other)
+    )
+    return to - start
 
 
 def _shown(run: Run, rows_K: NDArray[np.int64], scores_K: NDArray[np.float64]) -> list[Mapping[str, Any]]:

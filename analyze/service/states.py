@@ -10,7 +10,7 @@ from analyze.exporting import json_rows
 from analyze.service.answers import ARROW, arrow_answer, json_answer, rows_answer
 from analyze.service.asked import Form, RunName, SiteName, Which, taken
 from analyze.service.documents import ReadingDocument, RowsDocument, UtterancesDocument
-from analyze.service.limits import check_bytes, check_rows
+from analyze.service.limits import check_bytes, check_count
 from analyze.service.shelf import Shelf
 from analyze.slices import Reading
 
@@ -34,7 +34,7 @@ def router(shelf: Shelf) -> APIRouter:
         with shelf.run(run) as opened:
             chosen = which.chosen(shelf, opened)
             page = which.page(chosen)
-            check_rows(len(page), settings.most_rows)
+            check_count(len(page), settings.most_rows, "rows")
             found = taken(opened.utterances(), page)
         check_bytes(found.nbytes, settings.most_bytes if form == "arrow" else settings.most_json_bytes)
         if form == "arrow":

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import signal
 import socket
+import threading
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -60,7 +61,15 @@ def serve(
         typer.echo(f"serving {opened.location} at {_url(host, listening)} until Ctrl-C")
         if asked is not None and token is None:
             note(f"every request must show this token, which is another one each time: {asked}")
+        threading.Thread(target=_load, name="loading").start()
         _answer(app, listening)
+
+
+def _load() -> None:
+    """Load what takes seconds before somebody waits for it."""
+    import analyze.directions
+    import analyze.report.tables
+    import analyze.results  # noqa: F401
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -113,5 +122,6 @@ def _answer(app: "FastAPI", listening: socket.socket) -> None:
         with threadpool_limits(1, "blas"):  # requests run beside each other; threads of each would wait for the others'
             uvicorn.Server(config).run(sockets=[listening])
     finally:
+        app.state.queries.close()
         for each, handler in zip(ends, before, strict=True):
             signal.signal(each, handler)

@@ -177,7 +177,7 @@ class Fuzz:
         self.watch.on = True
         try:
             if isinstance(request, Case):
-                answer: Any = request.call(headers=HOST)
+                answer: Any = request.call(headers=HOST, timeout=120)
             else:
                 with TestClient(self.app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
                     answer = client.request(

@@ -24,7 +24,7 @@ def test_runs_say_what_their_manifests_say(client: TestClient, planted: Planted)
     assert created == sorted(created, reverse=True)
     for run, complete in ((planted.whole, True), (planted.partial, False), (planted.tokens, True)):
         found, manifest = runs[run.run_id], run.manifest
-        assert found["complete"] == complete
+        assert (found["complete"], found["imported"]) == (complete, False)
         assert (found["model"], found["corpus"], found["n_rows"]) == (manifest.model, manifest.corpus, manifest.n_rows)
         assert [(site["site"], tuple(site["layers"])) for site in found["sites"]] == [
             (site, run.layers_of(site)) for site in run.sites
