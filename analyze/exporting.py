@@ -72,7 +72,8 @@ def write_answer(answer: Answer, path: Path) -> int:
 
 
 def json_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """Rows as JSON has them: NaN and infinities as null, times in ISO 8601, bytes in hex, what else JSON lacks as text.
+    """Rows as JSON has them: NaN and infinities as null, times in ISO 8601, bytes in hex, decimals that no number holds and
+    what else JSON lacks as text.
 
     Raises:
         ValueError: a time is beyond what Python knows.
@@ -90,7 +91,7 @@ def _plain(value: Any) -> Any:
         case None | bool() | int() | str():
             return value
         case Decimal():
-            return int(value) if value.as_tuple().exponent == 0 else float(value)
+            return _number(value)
         case datetime() | date() | time():
             return value.isoformat()
         case bytes():
@@ -104,6 +105,13 @@ def _plain(value: Any) -> Any:
         case list() | tuple():
             return [_plain(each) for each in value]
     return str(value)
+
+
+def _number(value: Decimal) -> int | float | str:
+    """A decimal as a number where that says all of its digits, else as text."""
+    if value.as_tuple().exponent == 0:
+        return int(value)
+    return float(value) if Decimal(repr(float(value))) == value else str(value)
 
 
 def _answer_parquet(answer: Answer, file: BinaryIO) -> int:

@@ -7,6 +7,7 @@ name point to 127.0.0.1 and then read what its visitors' machines serve. Basic a
 along with whatever any site asks for.
 """
 
+import asyncio
 import hashlib
 import hmac
 import html
@@ -35,6 +36,7 @@ _ON_EVERY_RESPONSE = {
     "cache-control": "no-store",
 }
 _MOST_FORM_BYTES = 4096
+_S_TO_SIGN_IN = 10
 _FORM = """<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>affectome</title></head>
@@ -134,10 +136,14 @@ def _shows(headers: Headers, token: str) -> bool:
 
 async def _sign_in(request: Request, token: str) -> Response:
     body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > _MOST_FORM_BYTES:
-            return refusal("a token is shorter than that", 413, {"connection": "close"})
+    try:
+        async with asyncio.timeout(_S_TO_SIGN_IN):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > _MOST_FORM_BYTES:
+                    return refusal("a token is shorter than that", 413, {"connection": "close"})
+    except TimeoutError:
+        return refusal("the token did not arrive in time; send it again", 408, {"connection": "close"})
     fields = parse_qs(body.decode(errors="replace"))
     if not _same(fields.get("token", [""])[0].strip(), token):
         return _form("That is not the token of this service.")
@@ -180,4 +186,7 @@ def _host_name(header: str) -> str:
 def _same_origin(headers: Headers) -> bool:
     """Whether a request says that it comes from this service's own pages, or from no page."""
     origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == headers.get("host")
+    try:
+        return origin is None or urlsplit(origin).netloc == headers.get("host")
+    except ValueError:  # no URL at all
+        return False

@@ -23,7 +23,16 @@ _PIECE_BYTES = 1 << 20
 
 def json_answer(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A value as JSON; half a surrogate pair, which a request may hold and UTF-8 cannot, becomes a question mark."""
-    return Response(_json(value).encode(errors="replace"), status, dict(headers or {}), "application/json")
+    return json_bytes(_json(value).encode(errors="replace"), status, headers)
+
+
+def json_bytes(data: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """JSON that is written already. What is long goes in pieces: as one it would be out of the hands of whoever bounds what
+    clients leave untaken."""
+    if len(data) <= _PIECE_BYTES:
+        return Response(data, status, dict(headers or {}), "application/json")
+    pieces = (data[start : start + _PIECE_BYTES] for start in range(0, len(data), _PIECE_BYTES))
+    return StreamingResponse(pieces, status, dict(headers or {}), "application/json")
 
 
 def refusal(sentence: str, status: int, headers: Mapping[str, str] | None = None) -> Response:

@@ -39,3 +39,5 @@ class Settings:
     """Seconds that a request waits for its turn before it is told to come again."""
     stall_s: float = 60.0
     """Seconds that a client may take to send its request, or to take the next piece of a response."""
+    response_s: float = 300.0
+    """Seconds that a client may take to take all of a response."""

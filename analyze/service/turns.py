@@ -1,7 +1,8 @@
 """Requests take turns: how many are answered at once, how large one is, and how slow a client may be.
 
 They take turns in front of the routes, so that what is in memory at once is bounded by how many are answered at once. A client
-that sends or takes nothing for a time loses its turn: otherwise a few of them would hold all turns for good.
+that sends or takes nothing for a time, or takes a response too slowly, loses its turn: otherwise a few of them would hold all
+turns for good.
 """
 
 import asyncio
@@ -42,7 +43,7 @@ class Turns:
         except _RefusedError as error:
             await refusal(str(error), error.status, error.headers)(scope, receive, send)
         except _StalledError:  # nobody takes what would be said
-            _LOGGER.warning("a client took nothing for %g s of a response and was left", self._settings.stall_s)
+            _LOGGER.warning("a client took a response too slowly and was left")
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
@@ -86,9 +87,13 @@ class Turns:
         return received
 
     def _hurried(self, send: Send) -> Callable[[Message], Awaitable[None]]:
+        clock, began = asyncio.get_running_loop().time, None
+
         async def hurried(message: Message) -> None:
+            nonlocal began
+            began = began or clock()
             try:
-                async with asyncio.timeout(self._settings.stall_s):
+                async with asyncio.timeout(min(self._settings.stall_s, began + self._settings.response_s - clock())):
                     await send(message)
             except TimeoutError:
                 raise _StalledError from None
