@@ -265,7 +265,7 @@ def test_a_click_on_a_point_shows_the_neighbours_of_its_row(run: Run, opened: Op
 
 
 def test_the_ends_of_a_direction_are_those_of_the_library(run: Run, opened: Opened) -> None:
-    expected = along(run, SITE, 2, probe_direction(run, SITE, 2, LABELS[0]), 10)
+    expected = along(run, SITE, 2, probe_direction(run, SITE, 2, LABELS[0]).vector_D, 10)
     with opened("#layer=2") as page:
         page.get_by_label("Ends of").select_option(LABELS[0])
         lists = drawn(page, "neighbours").locator(".answers > div")
