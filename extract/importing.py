@@ -36,6 +36,7 @@ UNKNOWN = "unknown"
 
 _BLOCK_BYTES = 64 << 20
 _MOST_LAYERS = 9_999
+_MOST_ROWS_PER_SHARD = (1 << 31) - 1  # what a 32-bit number of a table holds
 _RECORDED_LIBRARIES = ("affectome", "numpy", "safetensors", "zarr")
 
 
@@ -165,8 +166,12 @@ def _checked(request: ImportRequest) -> tuple[tuple[int, ...], int]:
         raise ValueError("say which model made the states and how the utterances were put to it; neither may be blank")
     if request.compression not in COMPRESSIONS:
         raise ValueError(f"{request.compression!r} is no compression; choose from {', '.join(COMPRESSIONS)}")
-    if any(count is not None and count < 1 for count in (request.rows_per_shard, request.n_layers)):
-        raise ValueError("rows per shard and the blocks of a model must be 1 or more")
+    for what, count, most in (
+        ("rows per shard", request.rows_per_shard, _MOST_ROWS_PER_SHARD),
+        ("blocks of a model", request.n_layers, _MOST_LAYERS),
+    ):
+        if count is not None and not 1 <= count <= most:
+            raise ValueError(f"there must be 1 to {most:,} {what}, not {count:,}")
     layers = _layers(request)
     n_layers = request.n_layers or max(1, layers[-1])
     if site.layers(layers, n_layers) != layers:

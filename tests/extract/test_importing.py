@@ -204,7 +204,10 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_written(tmp_pa
         (asked(path, 4, model=" "), "say which model"),
         (asked(path, 4, template=""), "say which model"),
         (asked(path, 4, compression="zip"), "no compression; choose from none, lz4"),
-        (asked(path, 4, rows_per_shard=0), "must be 1 or more"),
+        (asked(path, 4, rows_per_shard=0), "there must be 1 to 2,147,483,647 rows per shard, not 0"),
+        (asked(path, 4, rows_per_shard=1 << 31), "rows per shard, not 2,147,483,648"),
+        (asked(path, 4, n_layers=0), "there must be 1 to 9,999 blocks of a model, not 0"),
+        (asked(path, 4, n_layers=10**20), "blocks of a model, not 100,000,000,000,000,000,000"),
     ):
         with pytest.raises(ValueError, match=words) as refused:
             plan_import(request, place)
