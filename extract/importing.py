@@ -12,7 +12,7 @@ Shape suffixes: L layers, N rows, D width.
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -155,6 +155,9 @@ def import_states(request: ImportRequest, location: str) -> StoredRun:
 def _checked(request: ImportRequest) -> tuple[tuple[int, ...], int]:
     """The layers, and how many blocks the model has."""
     site, path, n_rows = Site.parse(request.site), request.states.path, request.states.shape[1]
+    if request.states.said.site not in (None, str(site)):
+        said = f"{request.states.said.site!r:.80}"
+        raise ValueError(f"{path} says that its states are of {said}, so they cannot be imported as {site}")
     if not site.pooled:
         raise ValueError(f"{site} keeps several vectors for each utterance; an import takes one, as at resid.last")
     if n_rows != request.corpus.n_rows:
@@ -175,28 +178,36 @@ def _checked(request: ImportRequest) -> tuple[tuple[int, ...], int]:
     layers = _layers(request)
     n_layers = request.n_layers or max(1, layers[-1])
     if site.layers(layers, n_layers) != layers:
-        there, named = f"layer {n_layers}" if site.component == "final_norm" else "layers from 1", ", ".join(map(str, layers))
+        there, named = f"layer {n_layers}" if site.component == "final_norm" else "layers from 1", _listed(layers)
         raise ValueError(f"{site} of a model of {n_layers} blocks has {there}, not {named}; --n-layers says how many blocks")
     return layers, n_layers
 
 
 def _layers(request: ImportRequest) -> tuple[int, ...]:
-    n_held, most = request.states.shape[0], request.n_layers or _MOST_LAYERS
-    if request.layers.strip() == "all" and request.states.layers is None:
-        if n_held == 1:
-            raise ValueError(f"{request.states.path} holds one layer and does not say which; give --layers, such as 12")
-        layers = list(range(n_held))
-    elif request.layers.strip() == "all":
-        layers = list(request.states.layers or ())
-    else:
+    n_held, most, said = request.states.shape[0], request.n_layers or _MOST_LAYERS, request.states.said.layers
+    if said is not None and len(said) != n_held:
+        raise ValueError(f"{request.states.path} says that it holds {len(said)} layers, and it holds {n_held}")
+    if request.layers.strip() != "all":
         layers = [layer for part in request.layers.split(",") for layer in parse_layers(part, most)]
+    elif said is not None:
+        layers = list(said)
+    elif n_held == 1:
+        raise ValueError(f"{request.states.path} holds one layer and does not say which; give --layers, such as 12")
+    else:
+        layers = list(range(n_held))
     if len(layers) != n_held:
         raise ValueError(f"{request.states.path} holds {n_held} layers, and {len(layers)} are named ({request.layers})")
+    if said not in (None, tuple(layers)):
+        raise ValueError(f"{request.states.path} says that it holds layers {_listed(said)}, not {_listed(layers)}")
     if layers != sorted(set(layers)):
-        raise ValueError(f"layers go up as the file's first axis does, each once: {', '.join(map(str, layers))} do not")
+        raise ValueError(f"layers go up as the file's first axis does, each once: {_listed(layers)} do not")
     if layers[0] < 0 or layers[-1] > most:
         raise ValueError(f"a model of {most:,} blocks has layers 0 (embedding) to {most:,}, not {layers[0]} to {layers[-1]}")
     return tuple(layers)
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))
 
 
 def _digests(request: ImportRequest, layers: tuple[int, ...], on_rows: Callable[[int], None]) -> bytes:

@@ -25,6 +25,16 @@ _SAFETENSORS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """What a file says of its states, as affectome query writes it into one; None where it says nothing."""
+
+    site: str | None = None
+    """Where they were read."""
+    layers: tuple[int, ...] | None = None
+    """Which layers they are of."""
+
+
+@dataclass(frozen=True, slots=True)
 class StatesFile:
     """States of some rows at some layers, in a file."""
 
@@ -34,8 +44,8 @@ class StatesFile:
     """(L, N, D)."""
     stored_dtype: str
     """One of extract.encoding.STORED_DTYPES: the file's own."""
-    layers: tuple[int, ...] | None
-    """Which layers it says it holds, as affectome query writes them; None where it says nothing."""
+    said: Said
+    """What it says of them; it may be wrong."""
     _read: Callable[[int, int], Values] = field(repr=False)
 
     def read(self, start: int, stop: int) -> Values:
@@ -72,7 +82,7 @@ def _open_npy(path: Path) -> StatesFile:
         raise ValueError(f"{path} is damaged: it holds {surplus:,} bytes more than its header says")
     shape, dtype = _shape(path, values.shape), _npy_dtype(path, values.dtype)
     values_LND = values.reshape(shape) if values.ndim == 3 else values[None]
-    return StatesFile(path, shape, dtype, None, lambda start, stop: values_LND[:, start:stop])
+    return StatesFile(path, shape, dtype, Said(), lambda start, stop: values_LND[:, start:stop])
 
 
 def _npy_dtype(path: Path, dtype: np.dtype[Any]) -> str:
@@ -93,7 +103,7 @@ def _open_safetensors(path: Path, tensor: str) -> StatesFile:
             raise ValueError(f"{path} has no tensor {tensor!r}; name one of its {len(names)} with --tensor: {some}")
         part = file.get_slice(tensor)
         kind, lengths = part.get_dtype(), tuple(part.get_shape())
-        said = (file.metadata() or {}).get("affectome", "")
+        said = (file.metadata() or {}).get("affectome", "") if tensor == TENSOR else ""
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable .safetensors file: {error}") from error
     if kind not in _SAFETENSORS:
@@ -108,7 +118,7 @@ def _open_safetensors(path: Path, tensor: str) -> StatesFile:
         values: Values = (rows.contiguous().view(torch.uint16) if dtype == "bfloat16" else rows).numpy()
         return values
 
-    return StatesFile(path, shape, dtype, _said_layers(said, shape[0]), read)
+    return StatesFile(path, shape, dtype, _said(said), read)
 
 
 def _shape(path: Path, lengths: Sequence[int]) -> tuple[int, int, int]:
@@ -121,12 +131,12 @@ def _shape(path: Path, lengths: Sequence[int]) -> tuple[int, int, int]:
     return int(n_layers), int(n_rows), int(width)
 
 
-def _said_layers(said: str, n_layers: int) -> tuple[int, ...] | None:
-    """The layers that affectome wrote into a file; None where it did not, or what is said does not fit."""
+def _said(text: str) -> Said:
+    """What affectome wrote into a file; whatever has another form says nothing."""
     try:
-        meta = json.loads(said)
-        layers = meta.get("layers", [meta.get("layer")])
+        meta = json.loads(text)
+        site, layers = meta.get("site"), meta.get("layers", [meta.get("layer")])
     except (ValueError, AttributeError, RecursionError):
-        return None
-    fit = isinstance(layers, list) and len(layers) == n_layers and all(type(layer) is int for layer in layers)
-    return tuple(layers) if fit else None
+        return Said()
+    named = isinstance(layers, list) and layers and all(type(layer) is int for layer in layers)
+    return Said(site if isinstance(site, str) else None, tuple(layers) if named else None)

@@ -172,7 +172,7 @@ def test_layers_are_those_the_file_names_or_as_they_are_asked_for(tmp_path: Path
     said = tmp_path / "said.safetensors"
     for written, held in (
         ({"layers": [4, 6, 7]}, (4, 6, 7)),
-        ({"layers": [4]}, (0, 1, 2)),
+        ({"layer": "4", "site": 4}, (0, 1, 2)),
         ({"layers": "4"}, (0, 1, 2)),
         ([], (0, 1, 2)),
     ):
@@ -192,6 +192,26 @@ def test_layers_are_those_the_file_names_or_as_they_are_asked_for(tmp_path: Path
         with pytest.raises(ValueError, match=words):
             plan_import(request, f"{place}-none")
     assert not Path(f"{place}-none").exists()
+
+
+def test_what_a_file_says_of_its_states_is_not_contradicted(tmp_path: Path, place: str) -> None:
+    path = tmp_path / "x.safetensors"
+    for said, other, words in (
+        ({"site": "resid.last"}, {"site": "resid.mean"}, "its states are of 'resid.last', so .* cannot be .* as resid.mean"),
+        ({"site": "resid.reply", "layer": 4}, {}, "its states are of 'resid.reply', so they cannot be imported as resid.last"),
+        ({"site": "resid.last", "layer": 4}, {}, "says that it holds 1 layers, and it holds 3"),
+        ({"layers": [0, 1]}, {}, "says that it holds 2 layers, and it holds 3"),
+        ({"layers": [0, 1, 2]}, {"layers": "10:13"}, "says that it holds layers 0, 1, 2, not 10, 11, 12"),
+    ):
+        safetensors.torch.save_file({"hidden": numbers((3, 4, 2))}, path, {"affectome": json.dumps(said)})
+        with pytest.raises(ValueError, match=words) as refused:
+            plan_import(asked(path, 4, **other), place)
+        assert "\n" not in str(refused.value)
+    assert not Path(place).exists()
+    both = {"hidden": numbers((3, 4, 2)), "other": numbers((3, 4, 2), seed=1)}
+    safetensors.torch.save_file(both, path, {"affectome": json.dumps({"site": "resid.mean", "layers": [4, 5, 6]})})
+    run = import_states(asked(path, 4, states=open_states(str(path), "other")), place)
+    assert run.manifest.identity.layers == (0, 1, 2)  # what is said is said of `hidden`
 
 
 def test_what_does_not_fit_together_is_refused_before_anything_is_written(tmp_path: Path, place: str) -> None:
