@@ -257,6 +257,7 @@ class Slice:
             "run_id": self.run.run_id,
             "site": self.site,
             **({"layer": self.layer} if isinstance(self.layer, int) else {"layers": list(self.layer)}),
+            "n_layers": manifest.n_layers,
             "where": self.where,
             "model": manifest.model,
             "weights": identity.weights,

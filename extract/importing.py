@@ -55,7 +55,7 @@ class ImportRequest:
     layers: str = "all"
     """Layers in the order of the file, ascending, such as `0,8,16` or `0:13`; `all` for those the file names, or 0 and up."""
     n_layers: int | None = None
-    """Blocks of the model; without it, the last of the layers."""
+    """Blocks of the model; without it, as the file says, or the last of the layers where they are all there are."""
     template: str = UNKNOWN
     """How the utterances were put to the model."""
     rows_per_shard: int | None = None
@@ -110,7 +110,7 @@ def plan_import(request: ImportRequest, location: str, on_rows: Callable[[int], 
         manifest = _manifest(request, identity, n_layers, store.surviving_receipt(identity.run_id))
         run = store.create_run(manifest, {"utterances": utterances, "states": digests_table(digests)})
     check_same_columns(run, utterances)
-    if request.n_layers not in (None, run.manifest.n_layers):
+    if _told_depth(request) not in (None, run.manifest.n_layers):
         raise ValueError(
             f"run {run.run_id} holds these states already, as those of a model of {run.manifest.n_layers} blocks; stored runs "
             "never change, so import them into another store"
@@ -171,20 +171,39 @@ def _checked(request: ImportRequest) -> tuple[tuple[int, ...], int]:
         raise ValueError(f"{request.compression!r} is no compression; choose from {', '.join(COMPRESSIONS)}")
     for what, count, most in (
         ("rows per shard", request.rows_per_shard, _MOST_ROWS_PER_SHARD),
-        ("blocks of a model", request.n_layers, _MOST_LAYERS),
+        ("blocks of a model", _told_depth(request), _MOST_LAYERS),
     ):
         if count is not None and not 1 <= count <= most:
             raise ValueError(f"there must be 1 to {most:,} {what}, not {count:,}")
+    if request.n_layers is not None and request.states.said.n_layers not in (None, request.n_layers):
+        raise ValueError(f"{path} says that its model has {request.states.said.n_layers:,} blocks, not {request.n_layers:,}")
     layers = _layers(request)
-    n_layers = request.n_layers or max(1, layers[-1])
+    n_layers = _told_depth(request) or _depth_of(request, site, layers)
     if site.layers(layers, n_layers) != layers:
         there, named = f"layer {n_layers}" if site.component == "final_norm" else "layers from 1", _listed(layers)
         raise ValueError(f"{site} of a model of {n_layers} blocks has {there}, not {named}; --n-layers says how many blocks")
     return layers, n_layers
 
 
+def _told_depth(request: ImportRequest) -> int | None:
+    """Blocks of the model, where the user or the file says how many."""
+    return request.states.said.n_layers if request.n_layers is None else request.n_layers
+
+
+def _depth_of(request: ImportRequest, site: Site, layers: tuple[int, ...]) -> int:
+    """Blocks of a model with no other layers at the site; a guess would stay, and depth is told relative to it."""
+    last = layers[-1]
+    alone = len(layers) == 1 and site.component != "final_norm"
+    if last < 1 or alone or site.layers(range(last + 1), last) != layers:
+        raise ValueError(
+            f"{request.states.path} holds some of the layers of a model ({_listed(layers)}), and their depth is told relative "
+            "to all; say with --n-layers how many blocks it has"
+        )
+    return last
+
+
 def _layers(request: ImportRequest) -> tuple[int, ...]:
-    n_held, most, said = request.states.shape[0], request.n_layers or _MOST_LAYERS, request.states.said.layers
+    n_held, most, said = request.states.shape[0], _told_depth(request) or _MOST_LAYERS, request.states.said.layers
     if said is not None and len(said) != n_held:
         raise ValueError(f"{request.states.path} says that it holds {len(said)} layers, and it holds {n_held}")
     if request.layers.strip() != "all":

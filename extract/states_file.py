@@ -32,6 +32,8 @@ class Said:
     """Where they were read."""
     layers: tuple[int, ...] | None = None
     """Which layers they are of."""
+    n_layers: int | None = None
+    """Blocks of the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +137,10 @@ def _said(text: str) -> Said:
     """What affectome wrote into a file; whatever has another form says nothing."""
     try:
         meta = json.loads(text)
-        site, layers = meta.get("site"), meta.get("layers", [meta.get("layer")])
+        site, layers, n_layers = meta.get("site"), meta.get("layers", [meta.get("layer")]), meta.get("n_layers")
     except (ValueError, AttributeError, RecursionError):
         return Said()
     named = isinstance(layers, list) and layers and all(type(layer) is int for layer in layers)
-    return Said(site if isinstance(site, str) else None, tuple(layers) if named else None)
+    return Said(
+        site if isinstance(site, str) else None, tuple(layers) if named else None, n_layers if type(n_layers) is int else None
+    )

@@ -90,12 +90,12 @@ def test_what_is_exported_and_imported_again_is_as_it_was(
     path = tmp_path / f"hidden{suffix}"
     chosen = (run.stored.store_location, "--run", run.run_id, "--site", "resid.mean", "--layer", layer)
     printed("query", *chosen, "--out", path)
-    layers = () if suffix == ".safetensors" else ("--layers", layer)
-    asked = ("--states", path, "--corpus", corpus, "--site", "resid.mean", "--model", "tiny", "--n-layers", "3", *layers)
+    said = () if suffix == ".safetensors" else ("--layers", layer, "--n-layers", "3")
+    asked = ("--states", path, "--corpus", corpus, "--site", "resid.mean", "--model", "tiny", *said)
     run_id = printed("import", tmp_path / "store", *asked).split()[-1]
     again = open_store(str(tmp_path / "store")).run(run_id)
     held = (0, 1, 2, 3) if layer == "all" else tuple(map(int, layer.split(",")))
-    assert (again.layers, again.sites) == (held, ("resid.mean",))
+    assert (again.layers, again.sites, again.manifest.n_layers) == (held, ("resid.mean",), 3)
     dtype = "stored" if suffix == ".safetensors" else "float32"
     assert again.manifest.identity.stored_dtype == ("bfloat16" if suffix == ".safetensors" else "float32")
     np.testing.assert_array_equal(again.hidden("resid.mean", held, dtype=dtype), run.hidden("resid.mean", held, dtype=dtype))

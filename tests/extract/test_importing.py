@@ -125,7 +125,7 @@ def test_the_same_numbers_are_the_same_run_in_whatever_file_order_or_shards(tmp_
         asked(saved(values.flip(0), tmp_path / "l.npy"), 9),
         asked(saved(values.half(), tmp_path / "h.npy"), 9),
         asked(files[0], 9, model="them/other"),
-        asked(files[0], 9, layers="1,2"),
+        asked(files[0], 9, layers="1,2", n_layers=2),
         asked(files[0], 9, site="resid.mean"),
         asked(files[0], 9, template="raw"),
         asked(files[0], 9, corpus=corpus_of(9, text=["other"] * 9)),
@@ -166,12 +166,11 @@ def root_of(run: StoredRun) -> Path:
 def test_layers_are_those_the_file_names_or_as_they_are_asked_for(tmp_path: Path, place: str) -> None:
     three, one = saved(numbers((3, 4, 2)), tmp_path / "3.npy"), saved(numbers((4, 2)), tmp_path / "1.npy")
     assert import_states(asked(three, 4), place).manifest.identity.layers == (0, 1, 2)
-    run = import_states(asked(three, 4, layers="3,8:10"), place)
-    assert (run.manifest.identity.layers, run.manifest.n_layers) == ((3, 8, 9), 9)
-    assert import_states(asked(three, 4, layers="3,8:10", n_layers=12), f"{place}2").manifest.n_layers == 12
+    run = import_states(asked(three, 4, layers="3,8:10", n_layers=12), place)
+    assert (run.manifest.identity.layers, run.manifest.n_layers) == ((3, 8, 9), 12)
     said = tmp_path / "said.safetensors"
     for written, held in (
-        ({"layers": [4, 6, 7]}, (4, 6, 7)),
+        ({"layers": [4, 6, 7], "n_layers": 9}, (4, 6, 7)),
         ({"layer": "4", "site": 4}, (0, 1, 2)),
         ({"layers": "4"}, (0, 1, 2)),
         ([], (0, 1, 2)),
@@ -185,11 +184,38 @@ def test_layers_are_those_the_file_names_or_as_they_are_asked_for(tmp_path: Path
         (asked(three, 4, layers="1,1,2"), "layers go up"),
         (asked(three, 4, n_layers=1), "has layers 0"),
         (asked(three, 4, layers="1,2,9", n_layers=8), "has layers 0"),
-        (asked(three, 4, site="attn_out.last"), "attn_out.last of a model of 2 blocks has layers from 1, not 0, 1, 2"),
+        (asked(three, 4, site="attn_out.last", n_layers=2), "attn_out.last of a model of 2 blocks has layers from 1, not 0, 1, 2"),
         (asked(one, 4, site="final_norm.last", layers="3", n_layers=4), "has layer 4, not 3"),
         (asked(one, 4, layers="three"), "cannot read layers"),
     ):
         with pytest.raises(ValueError, match=words):
+            plan_import(request, f"{place}-none")
+    assert not Path(f"{place}-none").exists()
+
+
+def test_the_depth_is_told_or_seen_from_the_layers_and_never_guessed(tmp_path: Path, place: str) -> None:
+    three, one = saved(numbers((3, 4, 2)), tmp_path / "3.npy"), saved(numbers((4, 2)), tmp_path / "1.npy")
+    said = tmp_path / "said.safetensors"
+    meta = {"site": "resid.last", "layers": [1, 2, 3], "n_layers": 7}
+    safetensors.torch.save_file({"hidden": numbers((3, 4, 2))}, said, {"affectome": json.dumps(meta)})
+    for request, depth in (
+        (asked(three, 4), 2),
+        (asked(three, 4, n_layers=3), 3),
+        (asked(three, 4, site="mlp_out.last", layers="1:4"), 3),
+        (asked(one, 4, site="final_norm.last", layers="12"), 12),
+        (asked(said, 4), 7),
+        (asked(said, 4, n_layers=7), 7),
+    ):
+        location = f"{place}-{len(list(tmp_path.iterdir()))}"
+        assert import_states(request, location).manifest.n_layers == depth
+    for request in (
+        asked(three, 4, layers="1:4"),
+        asked(three, 4, layers="0,1,3"),
+        asked(one, 4, layers="0"),
+        asked(one, 4, layers="12"),
+        asked(one, 4, site="mlp_out.last", layers="1"),
+    ):
+        with pytest.raises(ValueError, match=r"holds some of the layers of a model .*; say with --n-layers how many"):
             plan_import(request, f"{place}-none")
     assert not Path(f"{place}-none").exists()
 
@@ -202,6 +228,8 @@ def test_what_a_file_says_of_its_states_is_not_contradicted(tmp_path: Path, plac
         ({"site": "resid.last", "layer": 4}, {}, "says that it holds 1 layers, and it holds 3"),
         ({"layers": [0, 1]}, {}, "says that it holds 2 layers, and it holds 3"),
         ({"layers": [0, 1, 2]}, {"layers": "10:13"}, "says that it holds layers 0, 1, 2, not 10, 11, 12"),
+        ({"n_layers": 9}, {"n_layers": 12}, "says that its model has 9 blocks, not 12"),
+        ({"n_layers": 10**9}, {}, "there must be 1 to 9,999 blocks of a model, not 1,000,000,000"),
     ):
         safetensors.torch.save_file({"hidden": numbers((3, 4, 2))}, path, {"affectome": json.dumps(said)})
         with pytest.raises(ValueError, match=words) as refused:
@@ -243,7 +271,7 @@ def test_a_value_that_is_no_number_is_refused_with_its_row_and_layer(
     values = numbers((2, 30, 3), dtype)
     values[1, 17, 2] = bad
     with pytest.raises(ValueError, match=rf"holds {bad} at row 17, id 'u17', layer 8; .* finite"):
-        plan_import(asked(saved(values, tmp_path / f"x{suffix}"), 30, layers="4,8"), place)
+        plan_import(asked(saved(values, tmp_path / f"x{suffix}"), 30, layers="4,8", n_layers=8), place)
     assert not Path(place).exists()
 
 
