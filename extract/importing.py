@@ -13,7 +13,7 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import numpy as np
@@ -87,6 +87,7 @@ def plan_import(request: ImportRequest, location: str, on_rows: Callable[[int], 
         ValueError: the states, or what is said of them, cannot be; nothing was written.
     """
     Store.check(location)
+    request = replace(request, model=request.model.strip(), template=request.template.strip())
     layers, n_layers = _checked(request)
     digests = _digests(request, layers, on_rows)
     identity = Identity(
@@ -165,8 +166,12 @@ def _checked(request: ImportRequest) -> tuple[tuple[int, ...], int]:
             f"{path} holds states of {n_rows:,} utterances (shape {request.states.shape}, layers first), and corpus "
             f"{request.corpus.name} has {request.corpus.n_rows:,}; row i of one must be row i of the other"
         )
-    if not request.model.strip() or not request.model.isprintable() or not request.template.strip():
+    if not request.model or not request.template:
         raise ValueError("say which model made the states and how the utterances were put to it; neither may be blank")
+    if not request.model.isprintable():  # and so it is text, too
+        raise ValueError(f"say which model made the states, in letters that print, not {request.model!a}")
+    if not _is_text(request.template):
+        raise ValueError("the template is not text in UTF-8; say in words how the utterances were put to the model")
     if request.compression not in COMPRESSIONS:
         raise ValueError(f"{request.compression!r} is no compression; choose from {', '.join(COMPRESSIONS)}")
     for what, count, most in (
@@ -183,6 +188,15 @@ def _checked(request: ImportRequest) -> tuple[tuple[int, ...], int]:
         there, named = f"layer {n_layers}" if site.component == "final_norm" else "layers from 1", _listed(layers)
         raise ValueError(f"{site} of a model of {n_layers} blocks has {there}, not {named}; --n-layers says how many blocks")
     return layers, n_layers
+
+
+def _is_text(said: str) -> bool:
+    """Whether it is text, and no bytes that a command line could not read as such."""
+    try:
+        said.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _told_depth(request: ImportRequest) -> int | None:

@@ -116,6 +116,7 @@ def test_the_same_numbers_are_the_same_run_in_whatever_file_order_or_shards(tmp_
     first = import_states(asked(files[0], 9), place)
     for number, path in enumerate(files):
         assert import_states(asked(path, 9), place).run_id == first.run_id
+        assert import_states(asked(path, 9, model=" them/net\n", template=" unknown "), place).run_id == first.run_id
         assert import_states(asked(path, 9, rows_per_shard=2), f"{place}-{number}").run_id == first.run_id
     other = values.clone()
     other[1, 8, 4] += 1
@@ -250,7 +251,10 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_written(tmp_pa
         (asked(path, 4, site="resid.offset"), "keeps several vectors"),
         (asked(path, 4, site="resid"), "there is no site 'resid'"),
         (asked(path, 4, model=" "), "say which model"),
-        (asked(path, 4, template=""), "say which model"),
+        (asked(path, 4, template=" "), "say which model"),
+        (asked(path, 4, model="net\udcff"), "say which model made the states, in letters that print"),
+        (asked(path, 4, model="net\nwork"), "in letters that print"),
+        (asked(path, 4, template="\udcff"), "the template is not text in UTF-8"),
         (asked(path, 4, compression="zip"), "no compression; choose from none, lz4"),
         (asked(path, 4, rows_per_shard=0), "there must be 1 to 2,147,483,647 rows per shard, not 0"),
         (asked(path, 4, rows_per_shard=1 << 31), "rows per shard, not 2,147,483,648"),
