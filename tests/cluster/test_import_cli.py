@@ -142,13 +142,19 @@ def test_the_pages_commands_bring_a_run_into_another_store(
     extracted: tuple[Path, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = extracted[1]
-    section = PAGE.read_text().partition("## From affectome itself")[2].partition("## ")[0]
-    commands = [shlex.split(line) for line in section.splitlines() if line.startswith("affectome ")]
-    assert len(commands) == 3
     monkeypatch.chdir(tmp_path)
-    for words in commands:
-        told = [word.replace("STORE", run.stored.store_location).replace("RUN", run.run_id) for word in words[1:]]
-        out = printed(*(told if words[2] == "STORE" else words[1:]))
+    shutil.copytree(run.stored.store_location, "STORE")
+    Path("other.csv").write_text("text,label,tone,weight\nanother,1,2,3\n")  # columns of other names and types
+    np.save("other.npy", np.ones((2, 1, 3), np.float32))
+    printed(*command("STORE", Path("other.npy"), Path("other.csv")))
+    section = PAGE.read_text().partition("## From affectome itself")[2].partition("## ")[0].replace("RUN", run.run_id)
+    blocks = re.findall(r"```(\w*)\n(.*?)```", section, re.S)
+    assert [language for language, _ in blocks] == ["", "python", ""]
+    for language, block in blocks:
+        if language:
+            exec(block, {})  # noqa: S102 - the page's own example
+        else:
+            out = printed(*shlex.split(block)[1:])
     again = open_store("OTHER").run(out.split()[-1])
     np.testing.assert_array_equal(
         again.hidden("resid.last", again.layers, dtype="stored"), run.hidden("resid.last", run.layers, dtype="stored")
