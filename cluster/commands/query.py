@@ -130,6 +130,9 @@ def _slice(store: "Store", run: str, site: str, layer: str | None, where: str | 
     if layer is None:
         raise ValueError(f"give --layer, one or several of {', '.join(map(str, opened.layers_of(site)))} of {site}")
     layers = chosen_layers(opened, site, layer)
+    if layers != tuple(each for part in layer.split(",") for each in chosen_layers(opened, site, part)):
+        ascending = ",".join(map(str, layers))
+        raise ValueError(f"layers come in ascending order, each once; write --layer {ascending} instead of {layer}")
     return Slice.of(opened, site, layers[0] if len(layers) == 1 else layers, where)
 
 
@@ -138,7 +141,7 @@ def _write(states: "Slice", out: str, store: "Store") -> None:
 
     path = target(out, SLICES, store.stored.objects)
     shape = write_slice(states, path)
-    note(f"wrote {_shape(shape)} of {states.rows.num_rows:,} utterances to {path}")
+    note(f"wrote {_shape(shape)} of {states.rows.num_rows:,} utterances at {_layers(states)} to {path}")
 
 
 def _explain(states: "Slice", as_json: bool) -> None:
@@ -190,8 +193,11 @@ def _show(states: "Slice", n_shown: int, as_json: bool) -> None:
 
 
 def _title(states: "Slice", size: str) -> str:
-    layers = f"layer{'s' * (len(states.layers) > 1)} {', '.join(map(str, states.layers))}"
-    return f"run {states.run.run_id}, {states.site}, {layers}: {size}"
+    return f"run {states.run.run_id}, {states.site}, {_layers(states)}: {size}"
+
+
+def _layers(states: "Slice") -> str:
+    return f"layer{'s' * (len(states.layers) > 1)} {', '.join(map(str, states.layers))}"
 
 
 def _begins(row: dict[str, Any]) -> Row:
