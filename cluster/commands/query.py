@@ -182,12 +182,11 @@ def _show(states: "Slice", n_shown: int, as_json: bool) -> None:
         print_json({**states.provenance, "n_utterances": n_rows, "shape": shape, "rows": rows})
         return
     of_tokens = f"{n_rows:,} utterances of varying length, each token {hidden.shape[-1]:,} numbers"
-    print_rows(
-        _title(states, _shape(tuple(shape)) if row_offsets is None else of_tokens),
-        [_begins(row) for row in rows],
-        as_json=False,
-        exact=True,
-    )
+    title = _title(states, _shape(tuple(shape)) if row_offsets is None else of_tokens)
+    if not rows:
+        note(f"{title}; no utterance fulfils the condition")
+        return
+    print_rows(title, [_begins(row) for row in rows], as_json=False, exact=True)
     if n_rows > shown.rows.num_rows:
         note(f"these are the first {shown.rows.num_rows:,}; --out FILE.npy, .parquet, .safetensors or .dataset keeps all")
 

@@ -134,6 +134,12 @@ def test_states_are_written_and_shown_as_the_run_holds_them(store: str, run_id: 
     assert "these are the first 2" in shown.stderr
 
 
+def test_a_condition_that_chooses_nothing_is_said_to(store: str, run_id: str) -> None:
+    done = printed(store, "--run", run_id, "--layer", "1", "--where", "false")
+    assert done.stdout == ""
+    assert done.stderr == f"run {run_id}, resid.last, layer 1: 0 x 32; no utterance fulfils the condition\n"
+
+
 def test_several_layers_are_an_axis_or_a_column_each(store: str, run_id: str, tmp_path: Path) -> None:
     expected = open_store(store).run(run_id).hidden("resid.last", (1, 2), "row < 6")
     chosen = (store, "--run", run_id, "--where", "row < 6", "--layer")
