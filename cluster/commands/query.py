@@ -73,6 +73,10 @@ def query(
         raise ValueError(
             'give either a SELECT, as in affectome query STORE "SELECT * FROM runs", or --run RUN and --layer LAYER'
         )
+    if out is not None and explain:
+        raise ValueError("--explain reads no states, so there is nothing for --out to write; leave out one of the two")
+    if out is not None and limit is not None:
+        raise ValueError("--limit is of rows that are printed, and --out writes all; choose rows by LIMIT in SQL or by --where")
     opened = open_store(store)
     if run is None:
         assert sql is not None, "one of the two is given"

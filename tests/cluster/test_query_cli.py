@@ -162,7 +162,8 @@ def test_what_would_be_read_is_said_and_not_read(store: str, run_id: str, tmp_pa
     assert (said["shape"], said["layers"], said["n_utterances"]) == ([2, 6, 32], [0, 2], 6)
     assert (said["objects"], said["chunks"], said["bytes"]) == (reading.n_objects, reading.n_chunks, reading.n_bytes)
     assert said["memory_bytes"] == 2 * 6 * 32 * 4
-    assert "2 x 6 x 32" in printed(*chosen, "--out", tmp_path / "x.npy").stdout
+    assert "2 x 6 x 32" in printed(*chosen).stdout
+    assert "nothing for --out to write" in refusal(*chosen, "--out", tmp_path / "x.npy")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -176,6 +177,9 @@ def test_wrong_use_is_refused_in_one_sentence_that_names_the_choices(store: str,
     for layers, ascending in (("2,1", "1,2"), ("1,1", "1"), ("2,0:2", "0,1,2"), ("0:2,1:3", "0,1,2")):
         said = refusal(store, "--run", run_id, "--layer", layers)
         assert said == f"layers come in ascending order, each once; write --layer {ascending} instead of {layers}"
+    for asked in (("FROM runs",), ("--run", run_id, "--layer", "1")):
+        said = refusal(store, *asked, "--limit", "2", "--out", tmp_path / "x.parquet")
+        assert "--limit is of rows that are printed, and --out writes all" in said
     assert "--explain says what" in refusal(store, "FROM runs", "--explain")
     assert "it holds resid.last, resid.mean" in refusal(store, "--run", run_id, "--layer", "1", "--site", "resid.first")
     assert "no run starts with 'zz'" in refusal(store, "--run", "zz", "--layer", "1")
