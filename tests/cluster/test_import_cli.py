@@ -264,6 +264,7 @@ def test_it_is_compared_with_an_extracted_run_where_the_template_is_said_to_be_t
     said = printed(*command(store, states, corpus, "--template", "raw")).split()[-1]
     page = Path(printed("compare", store, run.run_id, said, "--out", tmp_path / "out").split()[-1]).read_text()
     assert re.search(r"layer (\d) and its layer \1 are most alike \(CKA 1\.00\)", page)
+    assert re.search(r"tiny@1 \(imported [0-9a-f]{8}\)", page)
     held = Holdings(str(store))
     assert len(held.runs) == 3
     assert held.labelled_alike(held.runs[0], held.runs[1])

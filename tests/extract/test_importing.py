@@ -185,7 +185,7 @@ def test_layers_are_those_the_file_names_or_as_they_are_asked_for(tmp_path: Path
         (asked(three, 4, layers="1,1,2"), "layers go up"),
         (asked(three, 4, n_layers=1), "has layers 0"),
         (asked(three, 4, layers="1,2,9", n_layers=8), "has layers 0"),
-        (asked(three, 4, site="attn_out.last", n_layers=2), "attn_out.last of a model of 2 blocks has layers from 1, not 0, 1, 2"),
+        (asked(three, 4, site="attn_out.last", n_layers=2), "of a model of 2 blocks has layers from 1, not 0, 1, 2"),
         (asked(one, 4, site="final_norm.last", layers="3", n_layers=4), "has layer 4, not 3"),
         (asked(one, 4, layers="three"), "cannot read layers"),
     ):
