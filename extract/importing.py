@@ -1,7 +1,7 @@
 """Bring hidden states that were made elsewhere into a store, as a run that is marked as imported.
 
 The file is read twice: once for the digest of every row, which is what identifies the run, and once shard by shard, each row
-held against its digest, so that a file that changes meanwhile is found out. Taking the file itself into the store was
+held against its digest, so that numbers that changed meanwhile are found out. Taking the file itself into the store was
 rejected: it has no checksums, and reading one layer, or verifying, would need code of its own.
 
 Everything else is what an extraction does: the same manifest, shards, receipts and launches (docs/store.md).

@@ -1,7 +1,9 @@
 """A file of hidden states made elsewhere, .npy or .safetensors: its header says what it holds, and rows are read as asked for.
 
 Nothing in it is run or trusted: pickled arrays are refused, and what the header says must be what the file's size allows.
-Reading .npz, Parquet or PyTorch's own files was rejected: the two formats are what others write, and can be mapped.
+Reading .npz, Parquet or PyTorch's own files was rejected: the two formats are what others write, and can be mapped. To touch
+what was cut off a mapped file kills the process, so before each read size and time of change are held against those at the
+opening; a file that is cut in the very moment of a read is not caught.
 
 Shape suffixes: L layers, N rows, D width.
 """
@@ -48,10 +50,21 @@ class StatesFile:
     """One of extract.encoding.STORED_DTYPES: the file's own."""
     said: Said
     """What it says of them; it may be wrong."""
+    _opened: tuple[int, int] = field(repr=False)
     _read: Callable[[int, int], Values] = field(repr=False)
 
     def read(self, start: int, stop: int) -> Values:
-        """Rows from `start` to before `stop`, (L, stop - start, D), contiguous and in stored form."""
+        """Rows from `start` to before `stop`, (L, stop - start, D), contiguous and in stored form.
+
+        Raises:
+            ValueError: the file was written to since it was opened, or removed.
+        """
+        try:
+            changed = _written(self.path) != self._opened
+        except FileNotFoundError:
+            changed = True
+        if changed:
+            raise ValueError(f"{self.path} changed while it was imported; import it again once nobody writes to it")
         return np.ascontiguousarray(self._read(start, stop), numpy_dtype(self.stored_dtype))
 
 
@@ -74,17 +87,24 @@ def open_states(name: str, tensor: str = TENSOR) -> StatesFile:
     return openers[path.suffix.lower()](path)
 
 
+def _written(path: Path) -> tuple[int, int]:
+    """How many bytes it has and when it was last written to, in nanoseconds."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
 def _open_npy(path: Path) -> StatesFile:
+    opened = _written(path)
     try:
         values = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # a hostile header fails in many ways, and all mean the same
         raise ValueError(f"{path} is not a readable .npy file of numbers: {error}") from error
-    surplus = path.stat().st_size - values.offset - values.nbytes
+    surplus = opened[0] - values.offset - values.nbytes
     if surplus:
         raise ValueError(f"{path} is damaged: it holds {surplus:,} bytes more than its header says")
     shape, dtype = _shape(path, values.shape), _npy_dtype(path, values.dtype)
     values_LND = values.reshape(shape) if values.ndim == 3 else values[None]
-    return StatesFile(path, shape, dtype, Said(), lambda start, stop: values_LND[:, start:stop])
+    return StatesFile(path, shape, dtype, Said(), opened, lambda start, stop: values_LND[:, start:stop])
 
 
 def _npy_dtype(path: Path, dtype: np.dtype[Any]) -> str:
@@ -97,6 +117,7 @@ def _npy_dtype(path: Path, dtype: np.dtype[Any]) -> str:
 
 
 def _open_safetensors(path: Path, tensor: str) -> StatesFile:
+    opened = _written(path)
     try:
         file = safe_open(path, framework="pt")  # numpy has no bfloat16
         names = sorted(file.keys())
@@ -120,7 +141,7 @@ def _open_safetensors(path: Path, tensor: str) -> StatesFile:
         values: Values = (rows.contiguous().view(torch.uint16) if dtype == "bfloat16" else rows).numpy()
         return values
 
-    return StatesFile(path, shape, dtype, _said(said), read)
+    return StatesFile(path, shape, dtype, _said(said), opened, read)
 
 
 def _shape(path: Path, lengths: Sequence[int]) -> tuple[int, int, int]:

@@ -358,6 +358,10 @@ def test_a_file_that_changes_while_it_is_imported_is_found_out(request_: ImportR
     values = np.load(request_.states.path, mmap_mode="r+")
     values[2, 20, 1] += 1
     values.flush()
+    with pytest.raises(ValueError, match=r"x\.npy changed while it was imported; import it again"):
+        import_missing(plan)
+    again = open_states(str(request_.states.path))  # as if it had changed before
+    plan = replace(plan, states=again)
     with pytest.raises(ValueError, match=r"x\.npy changed while it was imported: rows 16 to 31 are not what they were"):
         import_missing(plan)
     assert [receipt.shard for receipt in plan.run.receipts()] == [0]
