@@ -196,6 +196,8 @@ def test_analyses_say_of_it_what_they_say_of_the_run_that_it_came_from(
     page = Path(printed("report", *theirs).split()[-1]).read_text()
     assert "The states were imported" in page
     assert "affectome import" in page
+    assert "It cannot be measured: these states were imported" in page
+    assert "how to is told below" not in page
     assert "Persistence was not measured: these states were imported" in page
 
 
