@@ -19,6 +19,7 @@ from analyze.probes import ProbeResult
 from analyze.query import Run
 from analyze.report.words import ranges, share
 from analyze.scores import Interval
+from extract.identity import IMPORTED
 
 _LAYER_OBJECT = re.compile(r"shards/(?P<shard>\d+)-[0-9a-f]+/(?P<site>[^/]+)/c\.(?P<index>\d+)\..*")
 _REVISION_DIGITS = 8
@@ -112,8 +113,9 @@ class RunProfile:
 
     @property
     def label(self) -> str:
-        """The title and the beginning of the commit or the digest."""
-        return f"{self.title} ({self.weights.rpartition('@')[2].removeprefix('sha256:')[:_REVISION_DIGITS]})"
+        """The title and the beginning of the commit or the digest, of imported states `imported` and that of theirs."""
+        how = "imported " if self.weights.startswith(IMPORTED) else ""
+        return f"{self.title} ({how}{self.weights.rpartition('@')[2].removeprefix('sha256:')[:_REVISION_DIGITS]})"
 
     def at(self, site: str) -> SiteProfile:
         """Its profile of a site."""

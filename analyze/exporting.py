@@ -40,6 +40,8 @@ SLICES = (".npy", ".parquet", ".safetensors", DATASET)
 HIDDEN = "hidden"
 """The column or tensor of the states; of several layers the columns are called `hidden_8` and so on."""
 
+_SAFETENSORS = {"bfloat16": ("BF16", 2), "float16": ("F16", 2), "float32": ("F32", 4)}
+"""What a stored dtype is called there, and how many bytes a number of it has."""
 _GROUP_BYTES = 64 << 20
 _NESTED = (pa.types.is_nested, pa.types.is_map, pa.types.is_binary, pa.types.is_interval)
 
@@ -265,6 +267,7 @@ class Slice:
             "run_id": self.run.run_id,
             "site": self.site,
             **({"layer": self.layer} if isinstance(self.layer, int) else {"layers": list(self.layer)}),
+            "n_layers": manifest.n_layers,
             "where": self.where,
             "model": manifest.model,
             "weights": identity.weights,
@@ -344,8 +347,7 @@ def _column(hidden: Values, row_offsets: NDArray[np.int64] | None) -> pa.Array:
 
 def _slice_safetensors(states: Slice, file: BinaryIO, shape: tuple[int, ...]) -> None:
     """The header by hand: the library wants every tensor as bytes, which doubles what a slice of gigabytes needs."""
-    as_stored = states.run.manifest.identity.stored_dtype == "bfloat16"
-    dtype, kind, itemsize = ("stored", "BF16", 2) if as_stored else ("float32", "F32", 4)
+    kind, itemsize = _SAFETENSORS[states.run.manifest.identity.stored_dtype]
     n_rows = states.rows.num_rows
     sizes = {HIDDEN: (kind, shape, itemsize), "row": ("I64", (n_rows,), 8)}
     if states.of_tokens:
@@ -359,7 +361,7 @@ def _slice_safetensors(states: Slice, file: BinaryIO, shape: tuple[int, ...]) ->
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for of_layer in states.by_layer.values():
-        hidden, row_offsets = of_layer.hidden(dtype)
+        hidden, row_offsets = of_layer.hidden("stored")
         file.write(hidden.data)
     file.write(states.rows["row"].to_numpy().data)
     if row_offsets is not None:

@@ -1,7 +1,7 @@
 """Bring hidden states that were made elsewhere into a store, as a run that is marked as imported.
 
 The file is read twice: once for the digest of every row, which is what identifies the run, and once shard by shard, each row
-held against its digest, so that a file that changes meanwhile is found out. Taking the file itself into the store was
+held against its digest, so that numbers that changed meanwhile are found out. Taking the file itself into the store was
 rejected: it has no checksums, and reading one layer, or verifying, would need code of its own.
 
 Everything else is what an extraction does: the same manifest, shards, receipts and launches (docs/store.md).
@@ -12,8 +12,8 @@ Shape suffixes: L layers, N rows, D width.
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import numpy as np
@@ -36,6 +36,7 @@ UNKNOWN = "unknown"
 
 _BLOCK_BYTES = 64 << 20
 _MOST_LAYERS = 9_999
+_MOST_ROWS_PER_SHARD = (1 << 31) - 1  # what a 32-bit number of a table holds
 _RECORDED_LIBRARIES = ("affectome", "numpy", "safetensors", "zarr")
 
 
@@ -54,7 +55,7 @@ class ImportRequest:
     layers: str = "all"
     """Layers in the order of the file, ascending, such as `0,8,16` or `0:13`; `all` for those the file names, or 0 and up."""
     n_layers: int | None = None
-    """Blocks of the model; without it, the last of the layers."""
+    """Blocks of the model; without it, as the file says, or the last of the layers where they are all there are."""
     template: str = UNKNOWN
     """How the utterances were put to the model."""
     rows_per_shard: int | None = None
@@ -86,6 +87,7 @@ def plan_import(request: ImportRequest, location: str, on_rows: Callable[[int], 
         ValueError: the states, or what is said of them, cannot be; nothing was written.
     """
     Store.check(location)
+    request = replace(request, model=request.model.strip(), template=request.template.strip())
     layers, n_layers = _checked(request)
     digests = _digests(request, layers, on_rows)
     identity = Identity(
@@ -109,7 +111,7 @@ def plan_import(request: ImportRequest, location: str, on_rows: Callable[[int], 
         manifest = _manifest(request, identity, n_layers, store.surviving_receipt(identity.run_id))
         run = store.create_run(manifest, {"utterances": utterances, "states": digests_table(digests)})
     check_same_columns(run, utterances)
-    if request.n_layers not in (None, run.manifest.n_layers):
+    if _told_depth(request) not in (None, run.manifest.n_layers):
         raise ValueError(
             f"run {run.run_id} holds these states already, as those of a model of {run.manifest.n_layers} blocks; stored runs "
             "never change, so import them into another store"
@@ -154,6 +156,9 @@ def import_states(request: ImportRequest, location: str) -> StoredRun:
 def _checked(request: ImportRequest) -> tuple[tuple[int, ...], int]:
     """The layers, and how many blocks the model has."""
     site, path, n_rows = Site.parse(request.site), request.states.path, request.states.shape[1]
+    if request.states.said.site not in (None, str(site)):
+        said = f"{request.states.said.site!r:.80}"
+        raise ValueError(f"{path} says that its states are of {said}, so they cannot be imported as {site}")
     if not site.pooled:
         raise ValueError(f"{site} keeps several vectors for each utterance; an import takes one, as at resid.last")
     if n_rows != request.corpus.n_rows:
@@ -161,37 +166,81 @@ def _checked(request: ImportRequest) -> tuple[tuple[int, ...], int]:
             f"{path} holds states of {n_rows:,} utterances (shape {request.states.shape}, layers first), and corpus "
             f"{request.corpus.name} has {request.corpus.n_rows:,}; row i of one must be row i of the other"
         )
-    if not request.model.strip() or not request.model.isprintable() or not request.template.strip():
+    if not request.model or not request.template:
         raise ValueError("say which model made the states and how the utterances were put to it; neither may be blank")
+    if not request.model.isprintable():  # and so it is text, too
+        raise ValueError(f"say which model made the states, in letters that print, not {request.model!a}")
+    if not _is_text(request.template):
+        raise ValueError("the template is not text in UTF-8; say in words how the utterances were put to the model")
     if request.compression not in COMPRESSIONS:
         raise ValueError(f"{request.compression!r} is no compression; choose from {', '.join(COMPRESSIONS)}")
-    if any(count is not None and count < 1 for count in (request.rows_per_shard, request.n_layers)):
-        raise ValueError("rows per shard and the blocks of a model must be 1 or more")
+    for what, count, most in (
+        ("rows per shard", request.rows_per_shard, _MOST_ROWS_PER_SHARD),
+        ("blocks of a model", _told_depth(request), _MOST_LAYERS),
+    ):
+        if count is not None and not 1 <= count <= most:
+            raise ValueError(f"there must be 1 to {most:,} {what}, not {count:,}")
+    if request.n_layers is not None and request.states.said.n_layers not in (None, request.n_layers):
+        raise ValueError(f"{path} says that its model has {request.states.said.n_layers:,} blocks, not {request.n_layers:,}")
     layers = _layers(request)
-    n_layers = request.n_layers or max(1, layers[-1])
+    n_layers = _told_depth(request) or _depth_of(request, site, layers)
     if site.layers(layers, n_layers) != layers:
-        there, named = f"layer {n_layers}" if site.component == "final_norm" else "layers from 1", ", ".join(map(str, layers))
+        there, named = f"layer {n_layers}" if site.component == "final_norm" else "layers from 1", _listed(layers)
         raise ValueError(f"{site} of a model of {n_layers} blocks has {there}, not {named}; --n-layers says how many blocks")
     return layers, n_layers
 
 
+def _is_text(said: str) -> bool:
+    """Whether it is text, and no bytes that a command line could not read as such."""
+    try:
+        said.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _told_depth(request: ImportRequest) -> int | None:
+    """Blocks of the model, where the user or the file says how many."""
+    return request.states.said.n_layers if request.n_layers is None else request.n_layers
+
+
+def _depth_of(request: ImportRequest, site: Site, layers: tuple[int, ...]) -> int:
+    """Blocks of a model with no other layers at the site; a guess would stay, and depth is told relative to it."""
+    last = layers[-1]
+    alone = len(layers) == 1 and site.component != "final_norm"
+    if last < 1 or alone or site.layers(range(last + 1), last) != layers:
+        raise ValueError(
+            f"{request.states.path} holds some of the layers of a model ({_listed(layers)}), and their depth is told relative "
+            "to all; say with --n-layers how many blocks it has"
+        )
+    return last
+
+
 def _layers(request: ImportRequest) -> tuple[int, ...]:
-    n_held, most = request.states.shape[0], request.n_layers or _MOST_LAYERS
-    if request.layers.strip() == "all" and request.states.layers is None:
-        if n_held == 1:
-            raise ValueError(f"{request.states.path} holds one layer and does not say which; give --layers, such as 12")
-        layers = list(range(n_held))
-    elif request.layers.strip() == "all":
-        layers = list(request.states.layers or ())
-    else:
+    n_held, most, said = request.states.shape[0], _told_depth(request) or _MOST_LAYERS, request.states.said.layers
+    if said is not None and len(said) != n_held:
+        raise ValueError(f"{request.states.path} says that it holds {len(said)} layers, and it holds {n_held}")
+    if request.layers.strip() != "all":
         layers = [layer for part in request.layers.split(",") for layer in parse_layers(part, most)]
+    elif said is not None:
+        layers = list(said)
+    elif n_held == 1:
+        raise ValueError(f"{request.states.path} holds one layer and does not say which; give --layers, such as 12")
+    else:
+        layers = list(range(n_held))
     if len(layers) != n_held:
         raise ValueError(f"{request.states.path} holds {n_held} layers, and {len(layers)} are named ({request.layers})")
+    if said not in (None, tuple(layers)):
+        raise ValueError(f"{request.states.path} says that it holds layers {_listed(said)}, not {_listed(layers)}")
     if layers != sorted(set(layers)):
-        raise ValueError(f"layers go up as the file's first axis does, each once: {', '.join(map(str, layers))} do not")
+        raise ValueError(f"layers go up as the file's first axis does, each once: {_listed(layers)} do not")
     if layers[0] < 0 or layers[-1] > most:
         raise ValueError(f"a model of {most:,} blocks has layers 0 (embedding) to {most:,}, not {layers[0]} to {layers[-1]}")
     return tuple(layers)
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))
 
 
 def _digests(request: ImportRequest, layers: tuple[int, ...], on_rows: Callable[[int], None]) -> bytes:

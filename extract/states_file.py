@@ -1,7 +1,9 @@
 """A file of hidden states made elsewhere, .npy or .safetensors: its header says what it holds, and rows are read as asked for.
 
 Nothing in it is run or trusted: pickled arrays are refused, and what the header says must be what the file's size allows.
-Reading .npz, Parquet or PyTorch's own files was rejected: the two formats are what others write, and can be mapped.
+Reading .npz, Parquet or PyTorch's own files was rejected: the two formats are what others write, and can be mapped. To touch
+what was cut off a mapped file kills the process, so before each read size and time of change are held against those at the
+opening; a file that is cut in the very moment of a read is not caught.
 
 Shape suffixes: L layers, N rows, D width.
 """
@@ -25,6 +27,18 @@ _SAFETENSORS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """What a file says of its states, as affectome query writes it into one; None where it says nothing."""
+
+    site: str | None = None
+    """Where they were read."""
+    layers: tuple[int, ...] | None = None
+    """Which layers they are of."""
+    n_layers: int | None = None
+    """Blocks of the model."""
+
+
+@dataclass(frozen=True, slots=True)
 class StatesFile:
     """States of some rows at some layers, in a file."""
 
@@ -34,12 +48,23 @@ class StatesFile:
     """(L, N, D)."""
     stored_dtype: str
     """One of extract.encoding.STORED_DTYPES: the file's own."""
-    layers: tuple[int, ...] | None
-    """Which layers it says it holds, as affectome query writes them; None where it says nothing."""
+    said: Said
+    """What it says of them; it may be wrong."""
+    _opened: tuple[int, int] = field(repr=False)
     _read: Callable[[int, int], Values] = field(repr=False)
 
     def read(self, start: int, stop: int) -> Values:
-        """Rows from `start` to before `stop`, (L, stop - start, D), contiguous and in stored form."""
+        """Rows from `start` to before `stop`, (L, stop - start, D), contiguous and in stored form.
+
+        Raises:
+            ValueError: the file was written to since it was opened, or removed.
+        """
+        try:
+            changed = _written(self.path) != self._opened
+        except FileNotFoundError:
+            changed = True
+        if changed:
+            raise ValueError(f"{self.path} changed while it was imported; import it again once nobody writes to it")
         return np.ascontiguousarray(self._read(start, stop), numpy_dtype(self.stored_dtype))
 
 
@@ -62,17 +87,24 @@ def open_states(name: str, tensor: str = TENSOR) -> StatesFile:
     return openers[path.suffix.lower()](path)
 
 
+def _written(path: Path) -> tuple[int, int]:
+    """How many bytes it has and when it was last written to, in nanoseconds."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
 def _open_npy(path: Path) -> StatesFile:
+    opened = _written(path)
     try:
         values = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # a hostile header fails in many ways, and all mean the same
         raise ValueError(f"{path} is not a readable .npy file of numbers: {error}") from error
-    surplus = path.stat().st_size - values.offset - values.nbytes
+    surplus = opened[0] - values.offset - values.nbytes
     if surplus:
         raise ValueError(f"{path} is damaged: it holds {surplus:,} bytes more than its header says")
     shape, dtype = _shape(path, values.shape), _npy_dtype(path, values.dtype)
     values_LND = values.reshape(shape) if values.ndim == 3 else values[None]
-    return StatesFile(path, shape, dtype, None, lambda start, stop: values_LND[:, start:stop])
+    return StatesFile(path, shape, dtype, Said(), opened, lambda start, stop: values_LND[:, start:stop])
 
 
 def _npy_dtype(path: Path, dtype: np.dtype[Any]) -> str:
@@ -85,6 +117,7 @@ def _npy_dtype(path: Path, dtype: np.dtype[Any]) -> str:
 
 
 def _open_safetensors(path: Path, tensor: str) -> StatesFile:
+    opened = _written(path)
     try:
         file = safe_open(path, framework="pt")  # numpy has no bfloat16
         names = sorted(file.keys())
@@ -93,7 +126,7 @@ def _open_safetensors(path: Path, tensor: str) -> StatesFile:
             raise ValueError(f"{path} has no tensor {tensor!r}; name one of its {len(names)} with --tensor: {some}")
         part = file.get_slice(tensor)
         kind, lengths = part.get_dtype(), tuple(part.get_shape())
-        said = (file.metadata() or {}).get("affectome", "")
+        said = (file.metadata() or {}).get("affectome", "") if tensor == TENSOR else ""
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable .safetensors file: {error}") from error
     if kind not in _SAFETENSORS:
@@ -108,7 +141,7 @@ def _open_safetensors(path: Path, tensor: str) -> StatesFile:
         values: Values = (rows.contiguous().view(torch.uint16) if dtype == "bfloat16" else rows).numpy()
         return values
 
-    return StatesFile(path, shape, dtype, _said_layers(said, shape[0]), read)
+    return StatesFile(path, shape, dtype, _said(said), opened, read)
 
 
 def _shape(path: Path, lengths: Sequence[int]) -> tuple[int, int, int]:
@@ -121,12 +154,14 @@ def _shape(path: Path, lengths: Sequence[int]) -> tuple[int, int, int]:
     return int(n_layers), int(n_rows), int(width)
 
 
-def _said_layers(said: str, n_layers: int) -> tuple[int, ...] | None:
-    """The layers that affectome wrote into a file; None where it did not, or what is said does not fit."""
+def _said(text: str) -> Said:
+    """What affectome wrote into a file; whatever has another form says nothing."""
     try:
-        meta = json.loads(said)
-        layers = meta.get("layers", [meta.get("layer")])
+        meta = json.loads(text)
+        site, layers, n_layers = meta.get("site"), meta.get("layers", [meta.get("layer")]), meta.get("n_layers")
     except (ValueError, AttributeError, RecursionError):
-        return None
-    fit = isinstance(layers, list) and len(layers) == n_layers and all(type(layer) is int for layer in layers)
-    return tuple(layers) if fit else None
+        return Said()
+    named = isinstance(layers, list) and layers and all(type(layer) is int for layer in layers)
+    return Said(
+        site if isinstance(site, str) else None, tuple(layers) if named else None, n_layers if type(n_layers) is int else None
+    )

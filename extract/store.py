@@ -79,7 +79,10 @@ class Store:
         objects = cls.check(location)
         if not objects.exists(STORE_FILE):
             if not create:
-                raise ValueError(f"there is no store at {objects.url()}; make one with: affectome extract --store {location}")
+                raise ValueError(
+                    f"there is no store at {objects.url()}; make one with affectome extract --store {location}, or "
+                    f"affectome import {location}"
+                )
             _check_creates_exclusively(objects)
             objects.create(STORE_FILE, _MARKER)
             _check_marker(objects)  # another process may have been first
@@ -187,7 +190,7 @@ class Store:
         return self._read(manifest.run_id)
 
     def forget_manifest(self, run_id: str) -> None:
-        """Remove a run's manifest, so that the next launch of its extraction creates it and its tables anew; shards stay."""
+        """Remove a run's manifest, so that the same command creates it and its tables anew; shards stay."""
         self.objects.remove(f"runs/{run_id}/{RUN_FILE}")
 
     def _read(self, run_id: str) -> StoredRun:
@@ -195,7 +198,7 @@ class Store:
         try:
             manifest = unseal(MANIFEST, objects.read(RUN_FILE))
         except FileNotFoundError as error:
-            raise ValueError(f"manifest {objects.url(RUN_FILE)} is missing; launch its extraction again") from error
+            raise ValueError(f"manifest {objects.url(RUN_FILE)} is missing; launch its extraction or import again") from error
         except ValueError as error:
             raise ValueError(f"manifest {objects.url(RUN_FILE)} {error}; see affectome verify --repair") from error
         if not run_id == manifest.run_id == manifest.identity.run_id:

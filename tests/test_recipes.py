@@ -122,6 +122,7 @@ def printed(kitchen: Kitchen, deep_model: Model) -> list[str | Exception]:
     """What each block of HERE prints, one after another as on the page; or why it fails."""
     names: dict[str, object] = {}
     found: list[str | Exception] = []
+    others = ("--balance weights --layers 12", "--regularisation 0.9 --layers 8,12", "--kind ridge", "--layers 12")
     with contextlib.chdir(kitchen.directory):
         for block in HERE:
             out = io.StringIO()
@@ -132,6 +133,8 @@ def printed(kitchen: Kitchen, deep_model: Model) -> list[str | Exception]:
                         exec(code, names)  # noqa: S102 - the page's own
                     else:
                         out.write(typed(code))
+                        if code.startswith("affectome probe "):  # and whoever has more probes reads the same scores
+                            typed("\n".join(f"{command} {other}" for other in others for command in code.splitlines()))
             except Exception as error:
                 found.append(error)
             else:

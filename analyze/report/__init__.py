@@ -86,7 +86,7 @@ def _page(run: Run, evidence: Evidence) -> Page:
         title=f"Where {noun(best.classes)} can be read in {manifest.model}, on {corpus}",
         headline=findings.headline(best, manifest.n_layers),
         lead=findings.lead(best, probes),
-        answers=answers(best, how, persistence, _best_layer(LAST, probes)),
+        answers=answers(best, how, persistence, _best_layer(LAST, probes), manifest.identity.imported),
         layer_map=pictures.layer_map(best, probes),
         best_layers=findings.best_table(probes),
         every_layer=findings.layer_tables(probes),

@@ -15,21 +15,25 @@ from analyze.report.persistence import half_life_words, leaks, shown_layer
 from analyze.report.words import layer_cell, noun, score, share
 
 _NOT_MEASURED = "Not measured for this run; how to is told below."
+_NOT_MEASURABLE = (
+    "It cannot be measured: these states were imported, and the model that could go on from them is not known here."
+)
 
 
 def answers(
-    best: ProbeResult, how: GeometryResult | None, persistence: Sequence[PersistenceResult], layer: int
+    best: ProbeResult, how: GeometryResult | None, persistence: Sequence[PersistenceResult], layer: int, imported: bool
 ) -> tuple[Answer, ...]:
     """How, where, and for how long.
 
     Args:
         layer: at which persistence is told, where several were measured.
+        imported: whether the states were made elsewhere, so that persistence cannot be measured.
     """
     what = noun(best.classes)
     return (
         Answer(f"How does it lay the {what}s out?", _NOT_MEASURED if how is None else _how(best, how)),
         Answer(f"Where can the {what} be read?", _where(best)),
-        Answer(f"For how long does the {what} stay readable?", _for_how_long(persistence, layer)),
+        Answer(f"For how long does the {what} stay readable?", _for_how_long(persistence, layer, imported)),
     )
 
 
@@ -49,7 +53,9 @@ def _where(best: ProbeResult) -> str:
     )
 
 
-def _for_how_long(persistence: Sequence[PersistenceResult], layer: int) -> str:
+def _for_how_long(persistence: Sequence[PersistenceResult], layer: int, imported: bool) -> str:
+    if imported:
+        return _NOT_MEASURABLE
     forced = [result for result in persistence if result.decoding is None]
     replied = [result for result in persistence if result.decoding is not None]
     said = [_forced(shown_layer(forced, layer))] if forced else []

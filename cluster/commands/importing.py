@@ -31,7 +31,8 @@ def import_(
         str, typer.Option(help="The file's layers in its order, as in 0,8,16 or 0:13; all: those it names, or 0 and up.")
     ] = "all",
     n_layers: Annotated[
-        int | None, typer.Option("--n-layers", help="Blocks of the model; without it, the last of the layers.")
+        int | None,
+        typer.Option("--n-layers", help="Blocks of the model, where neither the file nor its layers, all from 0 up, tell."),
     ] = None,
     template: Annotated[str, typer.Option(help="How the utterances were put to the model, such as raw.")] = DEFAULT_TEMPLATE,
     tensor: Annotated[str, typer.Option(help="Which tensor of a .safetensors.")] = DEFAULT_TENSOR,

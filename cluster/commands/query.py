@@ -73,6 +73,10 @@ def query(
         raise ValueError(
             'give either a SELECT, as in affectome query STORE "SELECT * FROM runs", or --run RUN and --layer LAYER'
         )
+    if out is not None and explain:
+        raise ValueError("--explain reads no states, so there is nothing for --out to write; leave out one of the two")
+    if out is not None and limit is not None:
+        raise ValueError("--limit is of rows that are printed, and --out writes all; choose rows by LIMIT in SQL or by --where")
     opened = open_store(store)
     if run is None:
         assert sql is not None, "one of the two is given"
@@ -130,6 +134,9 @@ def _slice(store: "Store", run: str, site: str, layer: str | None, where: str | 
     if layer is None:
         raise ValueError(f"give --layer, one or several of {', '.join(map(str, opened.layers_of(site)))} of {site}")
     layers = chosen_layers(opened, site, layer)
+    if layers != tuple(each for part in layer.split(",") for each in chosen_layers(opened, site, part)):
+        ascending = ",".join(map(str, layers))
+        raise ValueError(f"layers come in ascending order, each once; write --layer {ascending} instead of {layer}")
     return Slice.of(opened, site, layers[0] if len(layers) == 1 else layers, where)
 
 
@@ -138,7 +145,7 @@ def _write(states: "Slice", out: str, store: "Store") -> None:
 
     path = target(out, SLICES, store.stored.objects)
     shape = write_slice(states, path)
-    note(f"wrote {_shape(shape)} of {states.rows.num_rows:,} utterances to {path}")
+    note(f"wrote {_shape(shape)} of {states.rows.num_rows:,} utterances at {_layers(states)} to {path}")
 
 
 def _explain(states: "Slice", as_json: bool) -> None:
@@ -179,19 +186,21 @@ def _show(states: "Slice", n_shown: int, as_json: bool) -> None:
         print_json({**states.provenance, "n_utterances": n_rows, "shape": shape, "rows": rows})
         return
     of_tokens = f"{n_rows:,} utterances of varying length, each token {hidden.shape[-1]:,} numbers"
-    print_rows(
-        _title(states, _shape(tuple(shape)) if row_offsets is None else of_tokens),
-        [_begins(row) for row in rows],
-        as_json=False,
-        exact=True,
-    )
+    title = _title(states, _shape(tuple(shape)) if row_offsets is None else of_tokens)
+    if not rows:
+        note(f"{title}; no utterance fulfils the condition")
+        return
+    print_rows(title, [_begins(row) for row in rows], as_json=False, exact=True)
     if n_rows > shown.rows.num_rows:
         note(f"these are the first {shown.rows.num_rows:,}; --out FILE.npy, .parquet, .safetensors or .dataset keeps all")
 
 
 def _title(states: "Slice", size: str) -> str:
-    layers = f"layer{'s' * (len(states.layers) > 1)} {', '.join(map(str, states.layers))}"
-    return f"run {states.run.run_id}, {states.site}, {layers}: {size}"
+    return f"run {states.run.run_id}, {states.site}, {_layers(states)}: {size}"
+
+
+def _layers(states: "Slice") -> str:
+    return f"layer{'s' * (len(states.layers) > 1)} {', '.join(map(str, states.layers))}"
 
 
 def _begins(row: dict[str, Any]) -> Row:

@@ -55,12 +55,14 @@ def write_comparison(store: Store, comparison: Comparison, run: StoredRun) -> st
 
 
 def earlier_peers(run: StoredRun, holdings: Holdings) -> list[StoredRun]:
-    """Runs of the same utterances and labels, in the same template and at the same sites, that were created before."""
+    """Extracted runs of the same utterances and labels, in the same template and at the same sites, created before."""
     before = holdings.runs[: [each.run_id for each in holdings.runs].index(run.run_id)]
     return [other for other in before if _are_peers(run, other, holdings)]
 
 
 def _are_peers(one: StoredRun, other: StoredRun, holdings: Holdings) -> bool:
+    if other.manifest.identity.imported:  # what is said of it is checked by nobody
+        return False
     with contextlib.suppress(ValueError):  # a damaged run is nobody's peer
         return peers_of(one.manifest) == peers_of(other.manifest) and holdings.labelled_alike(one, other)
     return False

@@ -159,4 +159,5 @@ def _has_earlier(gap: Gap, before: Sequence[Gap], holdings: Holdings) -> bool:
         return bool(earlier_peers(gap.run, holdings))
     alike = (each.target for each in before if each.problem is None)
     planned = any((each.corpus, each.template) == (gap.target.corpus, gap.target.template) for each in alike)
-    return planned or any(gap.target.wanted.peers == peers_of(run.manifest) for run in holdings.runs)
+    manifests = (run.manifest for run in holdings.runs if not run.manifest.identity.imported)
+    return planned or any(gap.target.wanted.peers == peers_of(manifest) for manifest in manifests)

@@ -78,7 +78,7 @@ def test_every_format_holds_the_states_of_the_condition_in_corpus_order(
     path = written(states, tmp_path / ".safetensors" / "x.safetensors")
     tensors = safetensors.torch.load_file(path)
     stored = known.run.manifest.identity.stored_dtype
-    assert tensors["hidden"].dtype == (torch.bfloat16 if stored == "bfloat16" else torch.float32)
+    assert tensors["hidden"].dtype == getattr(torch, stored)
     np.testing.assert_array_equal(tensors["hidden"].float().numpy(), expected)
     assert tensors["row"].tolist() == utterances["row"].to_pylist()
     with safe_open(path, "np") as file:

@@ -90,12 +90,12 @@ def test_what_is_exported_and_imported_again_is_as_it_was(
     path = tmp_path / f"hidden{suffix}"
     chosen = (run.stored.store_location, "--run", run.run_id, "--site", "resid.mean", "--layer", layer)
     printed("query", *chosen, "--out", path)
-    layers = () if suffix == ".safetensors" else ("--layers", layer)
-    asked = ("--states", path, "--corpus", corpus, "--site", "resid.mean", "--model", "tiny", "--n-layers", "3", *layers)
+    said = () if suffix == ".safetensors" else ("--layers", layer, "--n-layers", "3")
+    asked = ("--states", path, "--corpus", corpus, "--site", "resid.mean", "--model", "tiny", *said)
     run_id = printed("import", tmp_path / "store", *asked).split()[-1]
     again = open_store(str(tmp_path / "store")).run(run_id)
     held = (0, 1, 2, 3) if layer == "all" else tuple(map(int, layer.split(",")))
-    assert (again.layers, again.sites) == (held, ("resid.mean",))
+    assert (again.layers, again.sites, again.manifest.n_layers) == (held, ("resid.mean",), 3)
     dtype = "stored" if suffix == ".safetensors" else "float32"
     assert again.manifest.identity.stored_dtype == ("bfloat16" if suffix == ".safetensors" else "float32")
     np.testing.assert_array_equal(again.hidden("resid.mean", held, dtype=dtype), run.hidden("resid.mean", held, dtype=dtype))
@@ -142,13 +142,19 @@ def test_the_pages_commands_bring_a_run_into_another_store(
     extracted: tuple[Path, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = extracted[1]
-    section = PAGE.read_text().partition("## From affectome itself")[2].partition("## ")[0]
-    commands = [shlex.split(line) for line in section.splitlines() if line.startswith("affectome ")]
-    assert len(commands) == 3
     monkeypatch.chdir(tmp_path)
-    for words in commands:
-        told = [word.replace("STORE", run.stored.store_location).replace("RUN", run.run_id) for word in words[1:]]
-        out = printed(*(told if words[2] == "STORE" else words[1:]))
+    shutil.copytree(run.stored.store_location, "STORE")
+    Path("other.csv").write_text("text,label,tone,weight\nanother,1,2,3\n")  # columns of other names and types
+    np.save("other.npy", np.ones((2, 1, 3), np.float32))
+    printed(*command("STORE", Path("other.npy"), Path("other.csv")))
+    section = PAGE.read_text().partition("## From affectome itself")[2].partition("## ")[0].replace("RUN", run.run_id)
+    blocks = re.findall(r"```(\w*)\n(.*?)```", section, re.S)
+    assert [language for language, _ in blocks] == ["", "python", ""]
+    for language, block in blocks:
+        if language:
+            exec(block, {})  # noqa: S102 - the page's own example
+        else:
+            out = printed(*shlex.split(block)[1:])
     again = open_store("OTHER").run(out.split()[-1])
     np.testing.assert_array_equal(
         again.hidden("resid.last", again.layers, dtype="stored"), run.hidden("resid.last", run.layers, dtype="stored")
@@ -190,6 +196,8 @@ def test_analyses_say_of_it_what_they_say_of_the_run_that_it_came_from(
     page = Path(printed("report", *theirs).split()[-1]).read_text()
     assert "The states were imported" in page
     assert "affectome import" in page
+    assert "It cannot be measured: these states were imported" in page
+    assert "how to is told below" not in page
     assert "Persistence was not measured: these states were imported" in page
 
 
@@ -258,6 +266,7 @@ def test_it_is_compared_with_an_extracted_run_where_the_template_is_said_to_be_t
     said = printed(*command(store, states, corpus, "--template", "raw")).split()[-1]
     page = Path(printed("compare", store, run.run_id, said, "--out", tmp_path / "out").split()[-1]).read_text()
     assert re.search(r"layer (\d) and its layer \1 are most alike \(CKA 1\.00\)", page)
+    assert re.search(r"tiny@1 \(imported [0-9a-f]{8}\)", page)
     held = Holdings(str(store))
     assert len(held.runs) == 3
     assert held.labelled_alike(held.runs[0], held.runs[1])

@@ -122,7 +122,7 @@ def test_states_are_written_and_shown_as_the_run_holds_them(store: str, run_id: 
     where = "label = 'joy' and split = 'test'"
     expected = open_store(store).run(run_id).hidden("resid.last", 2, where)
     chosen = (store, "--run", run_id[:6], "--layer", "2", "--where", where)
-    assert "wrote 5 x 32 of 5 utterances" in printed(*chosen, "--out", tmp_path / "x.npy").stderr
+    assert "wrote 5 x 32 of 5 utterances at layer 2 to" in printed(*chosen, "--out", tmp_path / "x.npy").stderr
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), expected)
     assert "resid.last, layer 2: 5 x 32" in printed(*chosen).stdout
     said = json.loads(printed(*chosen, "--limit", "2", "--json").stdout)
@@ -134,13 +134,19 @@ def test_states_are_written_and_shown_as_the_run_holds_them(store: str, run_id: 
     assert "these are the first 2" in shown.stderr
 
 
+def test_a_condition_that_chooses_nothing_is_said_to(store: str, run_id: str) -> None:
+    done = printed(store, "--run", run_id, "--layer", "1", "--where", "false")
+    assert done.stdout == ""
+    assert done.stderr == f"run {run_id}, resid.last, layer 1: 0 x 32; no utterance fulfils the condition\n"
+
+
 def test_several_layers_are_an_axis_or_a_column_each(store: str, run_id: str, tmp_path: Path) -> None:
     expected = open_store(store).run(run_id).hidden("resid.last", (1, 2), "row < 6")
     chosen = (store, "--run", run_id, "--where", "row < 6", "--layer")
-    assert "wrote 2 x 6 x 32 of 6 utterances" in printed(*chosen, "1:3", "--out", tmp_path / "x.npy").stderr
+    assert "wrote 2 x 6 x 32 of 6 utterances at layers 1, 2 to" in printed(*chosen, "1:3", "--out", tmp_path / "x.npy").stderr
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), expected)
     assert "layers 1, 2: 2 x 6 x 32" in printed(*chosen, "1,2", "--limit", "1").stdout
-    said = json.loads(printed(*chosen, "2,1", "--json", "--limit", "3").stdout)
+    said = json.loads(printed(*chosen, "1,2", "--json", "--limit", "3").stdout)
     assert (said["layers"], said["shape"]) == ([1, 2], [2, 6, 32])
     assert [(row["row"], row["layer"]) for row in said["rows"]] == [(row, layer) for row in range(3) for layer in (1, 2)]
     shown = np.array([row["hidden"] for row in said["rows"]], np.float32).reshape(3, 2, 32)
@@ -156,7 +162,8 @@ def test_what_would_be_read_is_said_and_not_read(store: str, run_id: str, tmp_pa
     assert (said["shape"], said["layers"], said["n_utterances"]) == ([2, 6, 32], [0, 2], 6)
     assert (said["objects"], said["chunks"], said["bytes"]) == (reading.n_objects, reading.n_chunks, reading.n_bytes)
     assert said["memory_bytes"] == 2 * 6 * 32 * 4
-    assert "2 x 6 x 32" in printed(*chosen, "--out", tmp_path / "x.npy").stdout
+    assert "2 x 6 x 32" in printed(*chosen).stdout
+    assert "nothing for --out to write" in refusal(*chosen, "--out", tmp_path / "x.npy")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -167,6 +174,12 @@ def test_wrong_use_is_refused_in_one_sentence_that_names_the_choices(store: str,
     assert "give --layer, one or several of 0, 1, 2 of resid.last" in refusal(store, "--run", run_id)
     assert "there is no layer 9; this model has layers 0 (embedding) to 2" in refusal(store, "--run", run_id, "--layer", "1,9")
     assert "write all, a list such as 8,16 or a range" in refusal(store, "--run", run_id, "--layer", "one")
+    for layers, ascending in (("2,1", "1,2"), ("1,1", "1"), ("2,0:2", "0,1,2"), ("0:2,1:3", "0,1,2")):
+        said = refusal(store, "--run", run_id, "--layer", layers)
+        assert said == f"layers come in ascending order, each once; write --layer {ascending} instead of {layers}"
+    for asked in (("FROM runs",), ("--run", run_id, "--layer", "1")):
+        said = refusal(store, *asked, "--limit", "2", "--out", tmp_path / "x.parquet")
+        assert "--limit is of rows that are printed, and --out writes all" in said
     assert "--explain says what" in refusal(store, "FROM runs", "--explain")
     assert "it holds resid.last, resid.mean" in refusal(store, "--run", run_id, "--layer", "1", "--site", "resid.first")
     assert "no run starts with 'zz'" in refusal(store, "--run", "zz", "--layer", "1")

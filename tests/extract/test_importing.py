@@ -116,6 +116,7 @@ def test_the_same_numbers_are_the_same_run_in_whatever_file_order_or_shards(tmp_
     first = import_states(asked(files[0], 9), place)
     for number, path in enumerate(files):
         assert import_states(asked(path, 9), place).run_id == first.run_id
+        assert import_states(asked(path, 9, model=" them/net\n", template=" unknown "), place).run_id == first.run_id
         assert import_states(asked(path, 9, rows_per_shard=2), f"{place}-{number}").run_id == first.run_id
     other = values.clone()
     other[1, 8, 4] += 1
@@ -125,7 +126,7 @@ def test_the_same_numbers_are_the_same_run_in_whatever_file_order_or_shards(tmp_
         asked(saved(values.flip(0), tmp_path / "l.npy"), 9),
         asked(saved(values.half(), tmp_path / "h.npy"), 9),
         asked(files[0], 9, model="them/other"),
-        asked(files[0], 9, layers="1,2"),
+        asked(files[0], 9, layers="1,2", n_layers=2),
         asked(files[0], 9, site="resid.mean"),
         asked(files[0], 9, template="raw"),
         asked(files[0], 9, corpus=corpus_of(9, text=["other"] * 9)),
@@ -166,13 +167,12 @@ def root_of(run: StoredRun) -> Path:
 def test_layers_are_those_the_file_names_or_as_they_are_asked_for(tmp_path: Path, place: str) -> None:
     three, one = saved(numbers((3, 4, 2)), tmp_path / "3.npy"), saved(numbers((4, 2)), tmp_path / "1.npy")
     assert import_states(asked(three, 4), place).manifest.identity.layers == (0, 1, 2)
-    run = import_states(asked(three, 4, layers="3,8:10"), place)
-    assert (run.manifest.identity.layers, run.manifest.n_layers) == ((3, 8, 9), 9)
-    assert import_states(asked(three, 4, layers="3,8:10", n_layers=12), f"{place}2").manifest.n_layers == 12
+    run = import_states(asked(three, 4, layers="3,8:10", n_layers=12), place)
+    assert (run.manifest.identity.layers, run.manifest.n_layers) == ((3, 8, 9), 12)
     said = tmp_path / "said.safetensors"
     for written, held in (
-        ({"layers": [4, 6, 7]}, (4, 6, 7)),
-        ({"layers": [4]}, (0, 1, 2)),
+        ({"layers": [4, 6, 7], "n_layers": 9}, (4, 6, 7)),
+        ({"layer": "4", "site": 4}, (0, 1, 2)),
         ({"layers": "4"}, (0, 1, 2)),
         ([], (0, 1, 2)),
     ):
@@ -185,13 +185,62 @@ def test_layers_are_those_the_file_names_or_as_they_are_asked_for(tmp_path: Path
         (asked(three, 4, layers="1,1,2"), "layers go up"),
         (asked(three, 4, n_layers=1), "has layers 0"),
         (asked(three, 4, layers="1,2,9", n_layers=8), "has layers 0"),
-        (asked(three, 4, site="attn_out.last"), "attn_out.last of a model of 2 blocks has layers from 1, not 0, 1, 2"),
+        (asked(three, 4, site="attn_out.last", n_layers=2), "of a model of 2 blocks has layers from 1, not 0, 1, 2"),
         (asked(one, 4, site="final_norm.last", layers="3", n_layers=4), "has layer 4, not 3"),
         (asked(one, 4, layers="three"), "cannot read layers"),
     ):
         with pytest.raises(ValueError, match=words):
             plan_import(request, f"{place}-none")
     assert not Path(f"{place}-none").exists()
+
+
+def test_the_depth_is_told_or_seen_from_the_layers_and_never_guessed(tmp_path: Path, place: str) -> None:
+    three, one = saved(numbers((3, 4, 2)), tmp_path / "3.npy"), saved(numbers((4, 2)), tmp_path / "1.npy")
+    said = tmp_path / "said.safetensors"
+    meta = {"site": "resid.last", "layers": [1, 2, 3], "n_layers": 7}
+    safetensors.torch.save_file({"hidden": numbers((3, 4, 2))}, said, {"affectome": json.dumps(meta)})
+    for request, depth in (
+        (asked(three, 4), 2),
+        (asked(three, 4, n_layers=3), 3),
+        (asked(three, 4, site="mlp_out.last", layers="1:4"), 3),
+        (asked(one, 4, site="final_norm.last", layers="12"), 12),
+        (asked(said, 4), 7),
+        (asked(said, 4, n_layers=7), 7),
+    ):
+        location = f"{place}-{len(list(tmp_path.iterdir()))}"
+        assert import_states(request, location).manifest.n_layers == depth
+    for request in (
+        asked(three, 4, layers="1:4"),
+        asked(three, 4, layers="0,1,3"),
+        asked(one, 4, layers="0"),
+        asked(one, 4, layers="12"),
+        asked(one, 4, site="mlp_out.last", layers="1"),
+    ):
+        with pytest.raises(ValueError, match=r"holds some of the layers of a model .*; say with --n-layers how many"):
+            plan_import(request, f"{place}-none")
+    assert not Path(f"{place}-none").exists()
+
+
+def test_what_a_file_says_of_its_states_is_not_contradicted(tmp_path: Path, place: str) -> None:
+    path = tmp_path / "x.safetensors"
+    for said, other, words in (
+        ({"site": "resid.last"}, {"site": "resid.mean"}, "its states are of 'resid.last', so .* cannot be .* as resid.mean"),
+        ({"site": "resid.reply", "layer": 4}, {}, "its states are of 'resid.reply', so they cannot be imported as resid.last"),
+        ({"site": "resid.last", "layer": 4}, {}, "says that it holds 1 layers, and it holds 3"),
+        ({"layers": [0, 1]}, {}, "says that it holds 2 layers, and it holds 3"),
+        ({"layers": [0, 1, 2]}, {"layers": "10:13"}, "says that it holds layers 0, 1, 2, not 10, 11, 12"),
+        ({"n_layers": 9}, {"n_layers": 12}, "says that its model has 9 blocks, not 12"),
+        ({"n_layers": 10**9}, {}, "there must be 1 to 9,999 blocks of a model, not 1,000,000,000"),
+    ):
+        safetensors.torch.save_file({"hidden": numbers((3, 4, 2))}, path, {"affectome": json.dumps(said)})
+        with pytest.raises(ValueError, match=words) as refused:
+            plan_import(asked(path, 4, **other), place)
+        assert "\n" not in str(refused.value)
+    assert not Path(place).exists()
+    both = {"hidden": numbers((3, 4, 2)), "other": numbers((3, 4, 2), seed=1)}
+    safetensors.torch.save_file(both, path, {"affectome": json.dumps({"site": "resid.mean", "layers": [4, 5, 6]})})
+    run = import_states(asked(path, 4, states=open_states(str(path), "other")), place)
+    assert run.manifest.identity.layers == (0, 1, 2)  # what is said is said of `hidden`
 
 
 def test_what_does_not_fit_together_is_refused_before_anything_is_written(tmp_path: Path, place: str) -> None:
@@ -202,9 +251,15 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_written(tmp_pa
         (asked(path, 4, site="resid.offset"), "keeps several vectors"),
         (asked(path, 4, site="resid"), "there is no site 'resid'"),
         (asked(path, 4, model=" "), "say which model"),
-        (asked(path, 4, template=""), "say which model"),
+        (asked(path, 4, template=" "), "say which model"),
+        (asked(path, 4, model="net\udcff"), "say which model made the states, in letters that print"),
+        (asked(path, 4, model="net\nwork"), "in letters that print"),
+        (asked(path, 4, template="\udcff"), "the template is not text in UTF-8"),
         (asked(path, 4, compression="zip"), "no compression; choose from none, lz4"),
-        (asked(path, 4, rows_per_shard=0), "must be 1 or more"),
+        (asked(path, 4, rows_per_shard=0), "there must be 1 to 2,147,483,647 rows per shard, not 0"),
+        (asked(path, 4, rows_per_shard=1 << 31), "rows per shard, not 2,147,483,648"),
+        (asked(path, 4, n_layers=0), "there must be 1 to 9,999 blocks of a model, not 0"),
+        (asked(path, 4, n_layers=10**20), "blocks of a model, not 100,000,000,000,000,000,000"),
     ):
         with pytest.raises(ValueError, match=words) as refused:
             plan_import(request, place)
@@ -220,7 +275,7 @@ def test_a_value_that_is_no_number_is_refused_with_its_row_and_layer(
     values = numbers((2, 30, 3), dtype)
     values[1, 17, 2] = bad
     with pytest.raises(ValueError, match=rf"holds {bad} at row 17, id 'u17', layer 8; .* finite"):
-        plan_import(asked(saved(values, tmp_path / f"x{suffix}"), 30, layers="4,8"), place)
+        plan_import(asked(saved(values, tmp_path / f"x{suffix}"), 30, layers="4,8", n_layers=8), place)
     assert not Path(place).exists()
 
 
@@ -303,6 +358,10 @@ def test_a_file_that_changes_while_it_is_imported_is_found_out(request_: ImportR
     values = np.load(request_.states.path, mmap_mode="r+")
     values[2, 20, 1] += 1
     values.flush()
+    with pytest.raises(ValueError, match=r"x\.npy changed while it was imported; import it again"):
+        import_missing(plan)
+    again = open_states(str(request_.states.path))  # as if it had changed before
+    plan = replace(plan, states=again)
     with pytest.raises(ValueError, match=r"x\.npy changed while it was imported: rows 16 to 31 are not what they were"):
         import_missing(plan)
     assert [receipt.shard for receipt in plan.run.receipts()] == [0]

@@ -1,6 +1,7 @@
 """A file of states is read as its header says or refused; a hostile one is refused in a sentence, and nothing in it is run."""
 
 import io
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,20 @@ def test_any_byte_of_a_header_may_be_another_and_it_is_read_or_refused(
         return
     n_layers, n_rows, width = states.shape
     assert states.read(0, n_rows).shape == (n_layers, n_rows, width)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+@pytest.mark.parametrize("how", [lambda path: os.truncate(path, 5000), os.remove, os.utime], ids=["cut", "removed", "touched"])
+def test_a_file_that_changed_since_it_was_opened_is_not_read(
+    tmp_path: Path, suffix: str, how: Callable[[Path], object]
+) -> None:
+    path = saved(numbers((2, 4000, 3)), tmp_path / f"x{suffix}")
+    os.utime(path, (1, 1))
+    states = open_states(str(path))
+    assert states.read(0, 1).shape == (2, 1, 3)
+    how(path)
+    with pytest.raises(ValueError, match="changed while it was imported; import it again once nobody writes to it"):
+        states.read(3999, 4000)
 
 
 def test_what_is_no_file_of_states_is_refused_with_the_choices(tmp_path: Path) -> None:

@@ -4,14 +4,20 @@ import json
 import secrets
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from analyze import results
+from analyze.probes import ProbeSpec, probe_layers
+from analyze.query import Run
 from cluster.plans.comparisons import earlier_peers
 from cluster.plans.holdings import Holdings
 from cluster.plans.refresh import Outcome, carry_out, look
 from cluster.plans.schema import PlanFile, read_plan
+from extract.corpus import read_corpus
+from extract.importing import ImportRequest, import_states
 from extract.objects import open_objects
+from extract.states_file import open_states
 from tests.cluster.plans.conftest import Workshop
 from tests.s3 import S3Server
 
@@ -72,6 +78,24 @@ def test_runs_of_other_labels_are_not_compared(workshop: Workshop) -> None:
     assert (other.failure, other.page) == (None, None)
     holdings = Holdings(plan.store)
     assert [earlier_peers(run, holdings) for run in holdings.runs] == [[], []]
+
+
+def test_imported_runs_are_nobodys_peers(workshop: Workshop) -> None:
+    plan = plan_of(workshop)
+    workshop.model("a")
+    (outcome,) = refresh(plan)
+    states, texts = workshop.directory / "x.npy", read_corpus(str(workshop.directory / "texts.jsonl"))
+    np.save(states, np.random.default_rng(0).standard_normal((3, texts.n_rows, 4)).astype(np.float32))
+    run = import_states(ImportRequest(open_states(str(states)), texts, "resid.last", "theirs", template="raw"), plan.store)
+    results.save(Run(run), probe_layers(Run(run), "resid.last", (0, 1, 2), ProbeSpec("linear")).result)
+    workshop.model("b", seed=1)
+    outcome = refresh(plan)[1]
+    page = Path(str(outcome.page)).read_text()
+    assert "beside 1 earlier run" in page
+    assert "theirs" not in page
+    holdings = Holdings(plan.store)
+    assert run.run_id in [each.run_id for each in holdings.runs]
+    assert all(run.run_id not in [peer.run_id for peer in earlier_peers(each, holdings)] for each in holdings.runs)
 
 
 def test_a_remote_store_keeps_its_comparisons_too(
