@@ -7,7 +7,6 @@ Shape suffixes: N rows.
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import pyarrow as pa
 from fastapi import Response
@@ -22,8 +21,8 @@ _PIECE_BYTES = 1 << 20
 
 
 def json_answer(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A value as JSON; half a surrogate pair, which a request may hold and UTF-8 cannot, becomes a question mark."""
-    return json_bytes(_json(value).encode(errors="replace"), status, headers)
+    """A value as JSON."""
+    return json_bytes(json_text(value), status, headers)
 
 
 def json_bytes(data: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -33,6 +32,11 @@ def json_bytes(data: bytes, status: int = 200, headers: Mapping[str, str] | None
         return Response(data, status, dict(headers or {}), "application/json")
     pieces = (data[start : start + _PIECE_BYTES] for start in range(0, len(data), _PIECE_BYTES))
     return StreamingResponse(pieces, status, dict(headers or {}), "application/json")
+
+
+def json_text(value: object) -> bytes:
+    """A value as JSON; half a surrogate pair, which a request may hold and UTF-8 cannot, becomes a question mark."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(errors="replace")
 
 
 def refusal(sentence: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
@@ -65,21 +69,17 @@ def _arrow_pieces(table: pa.Table) -> Iterator[bytes]:
 
 
 def _json_pieces(table: pa.Table) -> Iterator[bytes]:
-    before = '{"rows":['
+    before = b'{"rows":['
     for batch in table.to_batches(max_chunksize=_rows_of_piece(table)):
-        yield (before + ",".join(map(_json, json_rows(batch)))).encode()
-        before = ","
-    yield b"]}" if before == "," else b'{"rows":[]}'
+        yield before + b",".join(map(json_text, json_rows(batch)))
+        before = b","
+    yield b"]}" if before == b"," else b'{"rows":[]}'
 
 
 def _rows_of_piece(table: pa.Table) -> int:
     n_bytes: int = table.nbytes
     n_rows: int = table.num_rows
     return max(1, _PIECE_BYTES * n_rows // max(1, n_bytes))
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 class _Written:

@@ -13,12 +13,14 @@ from analyze.service.shelf import Shelf
 
 MOST = 2**63 - 1
 """Largest number of a row: they are of 64 bits."""
+MOST_SQL = 20_000
+"""Longest SQL in characters: reading it is not bounded as running it is, and takes memory by the square of its WITHs."""
 
 RunName = Annotated[str, Path(description="A run's id, or how it begins.", max_length=64)]
 SiteName = Annotated[str, Query(description="Where states were read, such as resid.last.", max_length=64)]
 LayerNumber = Annotated[int, Query(description="0 for the embedding output, i for block i.", ge=0, le=MOST)]
 Condition = Annotated[
-    str | None, Query(description="A SQL condition over the utterances' columns, such as label = 'fear'.", max_length=100_000)
+    str | None, Query(description="A SQL condition over the utterances' columns, such as label = 'fear'.", max_length=MOST_SQL)
 ]
 Form = Literal["json", "arrow"]
 

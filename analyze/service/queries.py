@@ -69,6 +69,14 @@ class Queries:
         with pa.ipc.open_stream(done.data) as reader:
             return reader.read_all(), done.more
 
+    def first_json(self, sql: str, limit: int, most_bytes: int) -> bytes:
+        """The same as the JSON of an AnswerDocument, written where the query's memory and time are bounded.
+
+        Raises:
+            ValueError, OverLimitError, BusyError: as from `first_rows`.
+        """
+        return self._answer(Statement(sql, limit, most_bytes, as_json=True)).data
+
     def close(self) -> None:
         """End all processes, those at work too; a query that comes later starts another."""
         for worker in list(self._started):

@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from analyze.exporting import json_rows
+from analyze.plane import Plane
 from analyze.query import Run
 from analyze.scaling import moments, scaling_of
 from analyze.service.answers import json_answer
-from analyze.service.asked import MOST, RunName, Which, taken
+from analyze.service.asked import MOST, MOST_SQL, RunName, Which, taken
 from analyze.service.documents import ExtremesDocument, NeighboursDocument
 from analyze.service.kept import Kept
 from analyze.service.limits import check_count
+from analyze.service.loading import load
 from analyze.service.planes import Planes, short
 from analyze.service.shelf import Shelf
 from analyze.similarity import Scaling, along, check_one_state, checked_vectors, nearest
@@ -29,7 +31,7 @@ _SHOWN = ("row", "utterance_id", "label", "text")
 _MOST_NUMBERS = 100_000
 _SCALINGS_KEPT = 16
 
-_Condition = Annotated[str, Field(max_length=100_000)]
+_Condition = Annotated[str, Field(max_length=MOST_SQL)]
 _Name = Annotated[str, Field(max_length=1000)]
 
 
@@ -108,7 +110,7 @@ def router(shelf: Shelf, planes: Planes) -> APIRouter:
             )
             shown = _shown(opened, found.rows_QK[0], found.scores_QK[0])
             placed = planes.drawn(opened, asked.site, asked.layer, asked.where)
-        place = None if placed is None else short(placed.plane.place(query_D.astype(np.float32)[None]))[0].tolist()
+        place = None if placed is None else _place(placed.plane, query_D)
         return json_answer({"metric": found.metric, "scaling": asked.scaling, "neighbours": shown, "place": place})
 
     @routes.post("/api/runs/{run}/along", response_model=ExtremesDocument)
@@ -124,6 +126,13 @@ def router(shelf: Shelf, planes: Planes) -> APIRouter:
         return json_answer({"of": of, **shown})
 
     return routes
+
+
+def _place(plane: Plane, query_D: NDArray[np.float64]) -> list[float] | None:
+    """Where a query lies in a plane; None where that is beyond all numbers."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        place_2 = plane.place(query_D.astype(np.float32)[None])
+    return short(place_2)[0].tolist() if np.isfinite(place_2).all() else None
 
 
 def _rows(shelf: Shelf, run: Run, where: str | None) -> NDArray[np.int64] | None:
@@ -142,7 +151,8 @@ def _query(shelf: Shelf, run: Run, asked: Nearest) -> NDArray[np.float64]:
         return np.asarray(run.hidden(asked.site, asked.layer, rows=[asked.row])[0], np.float64)
     if not shelf.settings.texts:
         raise ValueError("this service reads no new texts; ask by row or vector, or start it without --no-texts")
-    from analyze.new_texts import states_of_texts  # these take seconds to load
+    load()
+    from analyze.new_texts import states_of_texts
     from extract.compute import ExtractionError
 
     assert asked.text is not None, "one of the three is given"
@@ -161,7 +171,8 @@ def _direction(shelf: Shelf, run: Run, asked: Along) -> tuple[NDArray[np.float64
     """The direction asked for, (D,), and what made it."""
     if (asked.label is None) == (asked.where is None) or (asked.where is None) != (asked.other is None):
         raise ValueError("give a label of a kept probe, or both where and other; among says which utterances are found")
-    from analyze.directions import probe_direction  # it takes seconds to load
+    load()
+    from analyze.directions import probe_direction
 
     _check_readable(run, asked)
     if asked.label is not None:

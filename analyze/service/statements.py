@@ -5,9 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from analyze.exporting import json_rows
-from analyze.service.answers import ARROW, arrow_answer, columns_of, json_answer
-from analyze.service.asked import Form
+from analyze.service.answers import ARROW, arrow_answer, json_bytes
+from analyze.service.asked import MOST_SQL, Form
 from analyze.service.documents import AnswerDocument
 from analyze.service.shelf import Shelf
 
@@ -19,7 +18,7 @@ class Statement(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    sql: Annotated[str, Field(max_length=100_000)]
+    sql: Annotated[str, Field(max_length=MOST_SQL)]
     """One SELECT over the tables of docs/query.md."""
     limit: Annotated[int, Field(ge=0)] = _ROWS
     """Most rows that come."""
@@ -35,11 +34,9 @@ def router(shelf: Shelf) -> APIRouter:
     def sql(statement: Statement) -> Response:
         """Rows that a SELECT gives."""
         limit = min(statement.limit, settings.most_rows)
-        if statement.format == "arrow":
-            table, truncated = shelf.queries.first_rows(statement.sql, limit, settings.most_bytes)
-            return arrow_answer(table.replace_schema_metadata({"truncated": str(truncated).lower()}))
-        table, truncated = shelf.queries.first_rows(statement.sql, limit, settings.most_json_bytes)
-        rows = [row for batch in table.to_batches() for row in json_rows(batch)]
-        return json_answer({"columns": columns_of(table.schema), "rows": rows, "truncated": truncated})
+        if statement.format == "json":
+            return json_bytes(shelf.queries.first_json(statement.sql, limit, settings.most_json_bytes))
+        table, truncated = shelf.queries.first_rows(statement.sql, limit, settings.most_bytes)
+        return arrow_answer(table.replace_schema_metadata({"truncated": str(truncated).lower()}))
 
     return routes

@@ -9,7 +9,7 @@ import logging
 import re
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,13 +18,16 @@ import duckdb
 import pyarrow as pa
 
 from analyze.condition import matching
+from analyze.exporting import json_rows
 from analyze.query import Store, open_store
 from analyze.sealed import TooMuchMemoryError, sealed
+from analyze.service.answers import columns_of, json_text
 from analyze.service.limits import OverLimitError, check_bytes
 from analyze.sql import Answer, answering, tables_for
 
 _LOGGER = logging.getLogger("affectome.service")
 _SLACK_BYTES = 256 << 20  # stacks of threads, and what Arrow and Python need beside DuckDB
+_ROWS_AT_ONCE = 64
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _STATUS = Path("/proc/self/status")
 
@@ -51,7 +54,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """Asks for the first rows of what a SELECT gives; the reply is an Arrow IPC stream, and whether there are more."""
+    """Asks for the first rows of what a SELECT gives; the reply is an Arrow IPC stream or JSON, and whether there are more."""
 
     sql: str
     """The statement."""
@@ -59,6 +62,8 @@ class Statement:
     """Most rows."""
     most_bytes: int
     """Most bytes of them."""
+    as_json: bool = False
+    """Whether as the JSON of an AnswerDocument: a value of one byte, such as one of an ENUM, may be a long text there."""
 
 
 Query = Condition | Statement
@@ -145,11 +150,36 @@ def _statement(
         sealed(tables, bounds.memory) as connection,
         answering(connection, tables, query.sql, bounds.timeout_s, bounds.memory) as found,
     ):
+        if query.as_json:
+            return _json(found, query.limit, query.most_bytes)
         table, more = _first(found, query.limit, query.most_bytes)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return Done(sink.getvalue().to_pybytes(), more)
+
+
+def _json(found: Answer, limit: int, most_bytes: int) -> Done:
+    """The first rows of an answer as JSON."""
+    parts, n_rows, n_bytes, more = [], 0, 0, False
+    for batch in _small(found.batches):
+        kept = batch.slice(0, limit - n_rows)
+        for row in json_rows(kept):
+            parts.append(json_text(row))
+            n_bytes += len(parts[-1])
+            check_bytes(n_bytes, most_bytes)
+        n_rows += kept.num_rows
+        if kept.num_rows < batch.num_rows:
+            more = True
+            break
+    columns, rows = json_text(columns_of(found.schema)), b",".join(parts)
+    return Done(b'{"columns":%b,"rows":[%b],"truncated":%b}' % (columns, rows, json_text(more)), more)
+
+
+def _small(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Few rows at once: as Python's objects they may take a thousand times the memory."""
+    for batch in batches:
+        yield from (batch.slice(start, _ROWS_AT_ONCE) for start in range(0, batch.num_rows, _ROWS_AT_ONCE))
 
 
 def _first(found: Answer, limit: int, most_bytes: int) -> tuple[pa.Table, bool]:

@@ -58,6 +58,26 @@ def test_errors_name_the_choices(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT '{long}'::ENUM('{long}') AS a FROM range(20000)",
+        "SELECT list_resize([], 3000) AS a FROM range(100000)",
+        "SELECT repeat('x', 3000) AS a FROM range(100000)",
+    ],
+)
+def test_what_is_small_for_the_engine_is_bounded_as_json(client: TestClient, sql: str) -> None:
+    said = client.post("/api/sql", json={"sql": sql.format(long="x" * 9000), "limit": 100_000})
+    assert "33,554,432 are given at once" in refused(said, 413)
+
+
+def test_numbers_that_json_cannot_hold_come_as_text(client: TestClient) -> None:
+    long = "1234567890123456789.1234567891"
+    sql = f"SELECT {long}::DECIMAL(38, 10) AS long, 0.25::DECIMAL(9, 2) AS short, 7::DECIMAL(9, 0) AS whole"
+    (row,) = client.post("/api/sql", json={"sql": sql}).json()["rows"]
+    assert row == {"long": long, "short": 0.25, "whole": 7}
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b"",
