@@ -151,7 +151,8 @@ def verify_runs(
             if repair:
                 opened.forget_manifest(run_id)
                 done.append(
-                    f"run {run_id}: removed its manifest where it was there; launching its extraction or import again writes it anew"
+                    f"run {run_id}: removed its manifest where it was there; "
+                    "launching its extraction or import again writes it anew"
                 )
     with progress("verifying", sum(stored.n_shards for stored in chosen), "shards") as advance:
         verdicts = [verify(stored, fast, advance) for stored in chosen]

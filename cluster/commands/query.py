@@ -42,7 +42,7 @@ def query(
     layer: Annotated[
         str | None,
         typer.Option(
-            "--layer", help="With --run: a layer, or several as in 8,12 or 0:12, or all the site has.", show_default=False
+            "--layer", help="With --run: a layer, or several as in 8,12 or 0:12, ascending, or all.", show_default=False
         ),
     ] = None,
     where: Annotated[

@@ -126,8 +126,8 @@ def test_a_damaged_manifest_does_not_hide_the_other_runs_and_is_repaired(
     repaired = affectome("verify", location, "--repair")
     assert repaired.returncode == 1
     assert (
-        f"run {other.run.run_id}: removed its manifest where it was there; launching its extraction or import again writes it anew"
-        in repaired.stderr
+        f"run {other.run.run_id}: removed its manifest where it was there; "
+        "launching its extraction or import again writes it anew" in repaired.stderr
     )
     launched = plan_run(Request(tiny_model.name, read_corpus("builtin").head(3)), str(location))
     assert launched.tasks() == []  # finished shards are kept
