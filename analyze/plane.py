@@ -2,7 +2,8 @@
 
 As in the report's picture (analyze.projection), every coordinate is standardised first: a few coordinates of the residual
 stream are hundreds of times larger than the others and would be the whole picture. States are read twice and never held: once
-for their moments, once to place them. Where the moments of all would take seconds, evenly spaced rows stand for all of them.
+for their moments, once to place them. Where the moments of all would take seconds, a random sample of the rows, the same each
+time, stands for all of them; every k-th row would not, because corpora alternate: of two classes on alternate rows it saw one.
 
 scikit-learn's PCA was rejected, because it holds the states in float64.
 
@@ -24,7 +25,10 @@ from extract.sites import Site
 MOST_PRODUCTS = 100_000_000_000
 """Multiplications for the moments, from which on not all rows go into them: a second or two on one core."""
 
-_ROWS_AT_ONCE = 4096
+MOST_WIDTH = 16_384
+"""Widest states of which there is a plane: their moments take 2 GiB."""
+
+_BYTES_AT_ONCE = 16 << 20  # of states in float32
 _TOLERANCE = 1e-8  # of eigenvalues; a picture shows no more
 _FEW = 64  # coordinates, of which all axes are found as fast as two
 
@@ -57,6 +61,8 @@ class Placed:
     """Whose states they are."""
     points_N2: NDArray[np.float32]
     """Where they lie."""
+    n_fitted: int
+    """To how many of them the plane was fitted."""
 
 
 def fit_plane(blocks: Iterable[_States]) -> Plane:
@@ -134,17 +140,32 @@ def place_states(run: Run, site: str, layer: int, rows_N: NDArray[np.int64], at:
         at: of a site on a grid of offsets, which of these.
 
     Raises:
-        ValueError: the run lacks the site, the layer, a row or the offset, is not complete, or is damaged; no row is chosen.
+        ValueError: the run lacks the site, the layer, a row or the offset, is not complete, or is damaged; no row is chosen; or
+            states are wider than MOST_WIDTH.
     """
+    width = run.manifest.width
+    if width > MOST_WIDTH:
+        raise ValueError(
+            f"states of run {run.run_id} are {width:,} wide, and a plane is found of at most {MOST_WIDTH:,}; read the states "
+            "themselves and reduce them first"
+        )
     index = _offset_index(run, site, at)
+    size = max(1, _BYTES_AT_ONCE // (4 * width * (1 if index is None else len(run.manifest.identity.offsets))))
 
     def blocks(rows: NDArray[np.int64]) -> Iterable[_States]:
-        for batch in run.batches(site, layer, _ROWS_AT_ONCE, rows=rows):
+        for batch in run.batches(site, layer, size, rows=rows):
             yield batch.hidden if index is None else batch.hidden[:, index]
 
-    most = max(2, MOST_PRODUCTS // run.manifest.width**2)
-    plane = fit_plane(blocks(rows_N[:: -(-len(rows_N) // most) or 1]))
-    return Placed(plane, rows_N, np.concatenate([plane.place(hidden_ND) for hidden_ND in blocks(rows_N)]))
+    fitted = _sample(rows_N, max(2, MOST_PRODUCTS // width**2))
+    plane = fit_plane(blocks(fitted))
+    return Placed(plane, rows_N, np.concatenate([plane.place(hidden_ND) for hidden_ND in blocks(rows_N)]), len(fitted))
+
+
+def _sample(rows_N: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """So many rows at most, in their order."""
+    if len(rows_N) <= most:
+        return rows_N
+    return rows_N[np.sort(np.random.default_rng(0).choice(len(rows_N), most, replace=False))]
 
 
 def _offset_index(run: Run, site: str, at: int | None) -> int | None:

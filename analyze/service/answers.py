@@ -41,6 +41,11 @@ def rows_answer(table: pa.Table) -> Response:
     return StreamingResponse(_json_pieces(table), media_type="application/json")
 
 
+def columns_of(schema: pa.Schema) -> list[dict[str, str]]:
+    """Names and types of a table's columns, for JSON."""
+    return [{"name": field.name, "type": str(field.type)} for field in schema]
+
+
 def _arrow_pieces(table: pa.Table) -> Iterator[bytes]:
     written = _Written()
     with pa.ipc.new_stream(pa.PythonFile(written, mode="w"), table.schema) as writer:

@@ -80,11 +80,23 @@ class RowsDocument:
 
 
 @dataclass(frozen=True, slots=True)
+class ColumnDocument:
+    """A column of a table."""
+
+    name: str
+    """Its name."""
+    type: str
+    """Its type, as Arrow calls it."""
+
+
+@dataclass(frozen=True, slots=True)
 class UtterancesDocument:
     """Some utterances of a run."""
 
     n: int
     """How many match, before offset and limit."""
+    columns: Sequence[ColumnDocument]
+    """The columns of the corpus, those of lists and of times too."""
     rows: Sequence[Row]
     """The utterances, with all columns of the corpus."""
 
@@ -118,21 +130,13 @@ class PlaneDocument:
     variance: Sequence[float]
     """Share of the variance along each of the two."""
     classes: Sequence[str]
-    """Values of the column asked for by `colour`, sorted; empty without it."""
+    """Values that the column asked for by `colour` has in the whole run, sorted; empty without it."""
     label: Sequence[int]
     """Each utterance's value as an index into the classes, -1 for none; empty without classes."""
     n: int
     """How many utterances."""
-
-
-@dataclass(frozen=True, slots=True)
-class ColumnDocument:
-    """A column of an answer to SQL."""
-
-    name: str
-    """Its name."""
-    type: str
-    """Its type, as Arrow calls it."""
+    n_fitted: int
+    """How many of them the plane was fitted to; fewer where a random sample stands for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,16 +157,48 @@ class NeighboursDocument:
 
     metric: str
     """How near was measured."""
+    scaling: str
+    """How states were seen."""
     neighbours: Sequence[Row]
     """The nearest first: `row`, `utterance_id`, `text`, `label` where there is one, and `score`."""
     place: Sequence[float] | None
-    """Where what was asked for lies in the plane of this site and layer that was drawn last; null where none was."""
+    """Where what was asked for lies in the plane of this site, layer and condition; null unless it was drawn of late."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeDocument:
+    """A direction of a probe that `affectome probe` kept."""
+
+    label: str | None
+    """The class; null of a probe of numbers."""
+    column: str
+    """The column that the probe reads."""
+    kind: str
+    """Which probe."""
+    balance: str
+    """How labels weighed in its fit."""
+    strength: float | None
+    """Its regularisation; null where cross-validation chose it."""
+    solver: str
+    """What fitted it."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeansDocument:
+    """A direction from one mean state to another."""
+
+    where: str
+    """It leads to the mean of the utterances of this condition."""
+    other: str
+    """From the mean of those of this one."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExtremesDocument:
-    """Both ends of a direction."""
+    """Both ends of a direction, which overlap where fewer than twice as many utterances are there."""
 
+    of: ProbeDocument | MeansDocument
+    """What the direction is of."""
     top: Sequence[Row]
     """The utterances furthest along it, as neighbours; `score` is the projection on the direction at length 1."""
     bottom: Sequence[Row]

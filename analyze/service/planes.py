@@ -26,12 +26,11 @@ _DIGITS = 4
 
 
 class Planes:
-    """The planes of a service that were drawn last."""
+    """The planes of a service that were asked for last."""
 
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
         self._kept = Kept[tuple[str, str, int, int | None, str | None], Placed](_PLANES_KEPT)
-        self._drawn: Kept[tuple[str, str, int], Placed] = Kept(_PLANES_KEPT)
 
     def draw(self, run: Run, site: str, layer: int, at: int | None, where: str | None) -> Placed:
         """Utterances of a run in the plane of their states.
@@ -47,13 +46,11 @@ class Planes:
             check_count(len(rows_N), most, "utterances in one plane", "choose fewer with where, such as row % 10 = 0")
             return place_states(run, site, layer, rows_N, at)
 
-        placed = self._kept.get((run.run_id, site, layer, at, where), make)
-        self._drawn.forget(lambda key: key == (run.run_id, site, layer))
-        return self._drawn.get((run.run_id, site, layer), lambda: placed)
+        return self._kept.get((run.run_id, site, layer, at, where), make)
 
-    def last(self, run: Run, site: str, layer: int) -> Placed | None:
-        """The plane of a site and layer that was drawn last, if it is still there."""
-        return self._drawn.peek((run.run_id, site, layer))
+    def drawn(self, run: Run, site: str, layer: int, where: str | None) -> Placed | None:
+        """The plane of these utterances at a site without a grid, if it was drawn and is still there."""
+        return self._kept.peek((run.run_id, site, layer, None, where))
 
 
 def router(shelf: Shelf, planes: Planes) -> APIRouter:
@@ -83,6 +80,7 @@ def router(shelf: Shelf, planes: Planes) -> APIRouter:
                 "classes": classes,
                 "label": label_N,
                 "n": len(placed.rows_N),
+                "n_fitted": placed.n_fitted,
             }
         )
 
@@ -90,10 +88,13 @@ def router(shelf: Shelf, planes: Planes) -> APIRouter:
 
 
 def _classes(utterances: pa.Table, column: str, rows_N: NDArray[np.int64]) -> tuple[list[str], list[int]]:
-    """The values of a column, sorted, and each row's as an index into them, -1 for none."""
+    """The values of a column, sorted, those of all rows, and each chosen row's as an index into them, -1 for none.
+
+    Of all rows, so that a class has the same index whichever rows are chosen.
+    """
     if column not in utterances.column_names:
         raise ValueError(f"there is no column {column!r} to colour by; choose from {', '.join(utterances.column_names)}")
-    values = utterances[column].take(pa.array(rows_N)).combine_chunks()
+    values = utterances[column]
     kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
     if not any(of(kind) for of in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean)):
         raise ValueError(f"column {column!r} holds {kind}; colour by one of text, whole numbers or booleans")
@@ -101,7 +102,7 @@ def _classes(utterances: pa.Table, column: str, rows_N: NDArray[np.int64]) -> tu
     classes = sorted(pc.unique(texts.drop_null()).to_pylist())
     if len(classes) > _MOST_CLASSES:
         raise ValueError(f"column {column!r} has {len(classes):,} values; colour by one with at most {_MOST_CLASSES}")
-    codes = pc.fill_null(pc.index_in(texts, pa.array(classes, pa.string())), -1)
+    codes = pc.fill_null(pc.index_in(texts.take(pa.array(rows_N)), pa.array(classes, pa.string())), -1)
     return classes, codes.to_pylist()
 
 

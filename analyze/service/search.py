@@ -4,6 +4,7 @@ Shape suffixes: N rows, D width, K rows found.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -13,20 +14,23 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from analyze.exporting import json_rows
 from analyze.query import Run
-from analyze.scaling import moments
+from analyze.scaling import moments, scaling_of
 from analyze.service.answers import json_answer
 from analyze.service.asked import MOST, RunName, Which, taken
 from analyze.service.documents import ExtremesDocument, NeighboursDocument
+from analyze.service.kept import Kept
 from analyze.service.limits import check_count
 from analyze.service.planes import Planes, short
 from analyze.service.shelf import Shelf
-from analyze.similarity import along, check_one_state, checked_vectors, nearest
+from analyze.similarity import Scaling, along, check_one_state, checked_vectors, nearest
 
 LABEL = "label"  # analyze.columns.LABEL, which takes seconds to load
 _SHOWN = ("row", "utterance_id", "label", "text")
 _MOST_NUMBERS = 100_000
+_SCALINGS_KEPT = 16
 
 _Condition = Annotated[str, Field(max_length=100_000)]
+_Name = Annotated[str, Field(max_length=1000)]
 
 
 class _Asked(BaseModel):
@@ -53,6 +57,8 @@ class Nearest(_Asked):
     """Numbers, as many as a state has."""
     metric: Literal["cosine", "dot", "euclidean"] = "cosine"
     """How near two states are."""
+    scaling: Literal["none", "centred", "standardised"] = "none"
+    """How states and query are seen before they are compared: less the run's mean, and divided by its deviations."""
     where: _Condition | None = None
     """Only utterances that fulfil this SQL condition."""
 
@@ -60,19 +66,34 @@ class Nearest(_Asked):
 class Along(_Asked):
     """A direction: of a class of a kept probe, or from one mean state to another."""
 
-    label: Annotated[str, Field(max_length=1000)] | None = None
-    """A class of the probe that `affectome probe` kept of `column`."""
-    column: Annotated[str, Field(max_length=1000)] = LABEL
+    label: _Name | None = None
+    """A class of a probe that `affectome probe` kept; of a probe of numbers, its column."""
+    column: _Name = LABEL
     """The column that the probe reads."""
+    kind: _Name | None = None
+    """Which probe, as in the results kept with a run; null for what `affectome probe` fits when nobody says."""
+    balance: _Name | None = None
+    """How labels weigh in its fit; null for what is usual."""
+    strength: FiniteFloat | None = None
+    """Its regularisation; null where cross-validation chose it."""
+    solver: _Name | None = None
+    """What fitted it; null for what is usual."""
     where: _Condition | None = None
     """Instead of a label: the direction leads to the mean state of these utterances, by a SQL condition."""
     other: _Condition | None = None
     """From the mean state of these."""
+    among: _Condition | None = None
+    """Only utterances that fulfil this SQL condition are found."""
 
 
 def router(shelf: Shelf, planes: Planes) -> APIRouter:
     """The routes."""
     routes, settings = APIRouter(), shelf.settings
+    scalings = Kept[tuple[str, str, int, str], Scaling | None](_SCALINGS_KEPT)
+
+    def seen(run: Run, asked: Nearest) -> Scaling | None:
+        key = (run.run_id, asked.site, asked.layer, asked.scaling)
+        return scalings.get(key, lambda: scaling_of(run, asked.site, asked.layer, asked.scaling))
 
     @routes.post("/api/runs/{run}/neighbours", response_model=NeighboursDocument)
     def neighbours(run: RunName, asked: Nearest) -> Response:
@@ -81,20 +102,26 @@ def router(shelf: Shelf, planes: Planes) -> APIRouter:
         with shelf.run(run) as opened:
             rows_N = _rows(shelf, opened, asked.where)
             query_D = _query(shelf, opened, asked)
-            found = nearest(opened, asked.site, asked.layer, query_D, asked.k, metric=asked.metric, rows=rows_N)
+            scaling = seen(opened, asked)
+            found = nearest(
+                opened, asked.site, asked.layer, query_D, asked.k, metric=asked.metric, scaling=scaling, rows=rows_N
+            )
             shown = _shown(opened, found.rows_QK[0], found.scores_QK[0])
-            placed = planes.last(opened, asked.site, asked.layer)
+            placed = planes.drawn(opened, asked.site, asked.layer, asked.where)
         place = None if placed is None else short(placed.plane.place(query_D.astype(np.float32)[None]))[0].tolist()
-        return json_answer({"metric": found.metric, "neighbours": shown, "place": place})
+        return json_answer({"metric": found.metric, "scaling": asked.scaling, "neighbours": shown, "place": place})
 
     @routes.post("/api/runs/{run}/along", response_model=ExtremesDocument)
     def extremes(run: RunName, asked: Along) -> Response:
         """The utterances that lie furthest along a direction, and those that lie furthest against it."""
         check_count(asked.k, settings.most_neighbours, "utterances of each end", "ask for a smaller k")
         with shelf.run(run) as opened:
-            found = along(opened, asked.site, asked.layer, _direction(shelf, opened, asked), asked.k)
+            rows_N = _rows(shelf, opened, asked.among)
+            direction_D, of = _direction(shelf, opened, asked)
+            found = along(opened, asked.site, asked.layer, direction_D, asked.k, rows=rows_N)
             ends = {"top": found.top, "bottom": found.bottom}
-            return json_answer({name: _shown(opened, end.rows_K, end.scores_K) for name, end in ends.items()})
+            shown = {name: _shown(opened, end.rows_K, end.scores_K) for name, end in ends.items()}
+        return json_answer({"of": of, **shown})
 
     return routes
 
@@ -130,19 +157,21 @@ def _check_readable(run: Run, asked: _Asked) -> None:
     run.explain(asked.site, asked.layer, rows=[])
 
 
-def _direction(shelf: Shelf, run: Run, asked: Along) -> NDArray[np.float64]:
-    """The direction asked for, (D,)."""
+def _direction(shelf: Shelf, run: Run, asked: Along) -> tuple[NDArray[np.float64], Mapping[str, Any]]:
+    """The direction asked for, (D,), and what made it."""
     if (asked.label is None) == (asked.where is None) or (asked.where is None) != (asked.other is None):
-        raise ValueError("give a label of a kept probe, or both where and other")
+        raise ValueError("give a label of a kept probe, or both where and other; among says which utterances are found")
     from analyze.directions import probe_direction  # it takes seconds to load
 
     _check_readable(run, asked)
     if asked.label is not None:
-        return probe_direction(run, asked.site, asked.layer, asked.label, column=asked.column)
+        said = asked.model_dump(include={"column", "kind", "balance", "strength", "solver"}, exclude_none=True)
+        found = probe_direction(run, asked.site, asked.layer, asked.label, **said)
+        return found.vector_D, {"label": found.label, **asdict(found.spec)}
     to, start = (
         moments(run, asked.site, asked.layer, rows=_rows(shelf, run, each)).mean_D for each in (asked.where, asked.other)
     )
-    return to - start
+    return to - start, {"where": asked.where, "other": asked.other}
 
 
 def _shown(run: Run, rows_K: NDArray[np.int64], scores_K: NDArray[np.float64]) -> list[Mapping[str, Any]]:

@@ -1,12 +1,12 @@
 """SQL over the store of a service: one SELECT, as analyze.sql answers it."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from analyze.exporting import json_rows
-from analyze.service.answers import ARROW, arrow_answer, json_answer
+from analyze.service.answers import ARROW, arrow_answer, columns_of, json_answer
 from analyze.service.asked import Form
 from analyze.service.documents import AnswerDocument
 from analyze.service.shelf import Shelf
@@ -39,8 +39,7 @@ def router(shelf: Shelf) -> APIRouter:
             table, truncated = shelf.queries.first_rows(statement.sql, limit, settings.most_bytes)
             return arrow_answer(table.replace_schema_metadata({"truncated": str(truncated).lower()}))
         table, truncated = shelf.queries.first_rows(statement.sql, limit, settings.most_json_bytes)
-        columns: list[dict[str, Any]] = [{"name": field.name, "type": str(field.type)} for field in table.schema]
         rows = [row for batch in table.to_batches() for row in json_rows(batch)]
-        return json_answer({"columns": columns, "rows": rows, "truncated": truncated})
+        return json_answer({"columns": columns_of(table.schema), "rows": rows, "truncated": truncated})
 
     return routes

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Response
 
 from analyze.exporting import json_rows
-from analyze.service.answers import ARROW, arrow_answer, json_answer, rows_answer
+from analyze.service.answers import ARROW, arrow_answer, columns_of, json_answer, rows_answer
 from analyze.service.asked import Form, RunName, SiteName, Which, taken
 from analyze.service.documents import ReadingDocument, RowsDocument, UtterancesDocument
 from analyze.service.limits import check_bytes, check_count
@@ -39,7 +39,8 @@ def router(shelf: Shelf) -> APIRouter:
         check_bytes(found.nbytes, settings.most_bytes if form == "arrow" else settings.most_json_bytes)
         if form == "arrow":
             return arrow_answer(found)
-        return json_answer({"n": len(chosen), "rows": [row for batch in found.to_batches() for row in json_rows(batch)]})
+        rows = [row for batch in found.to_batches() for row in json_rows(batch)]
+        return json_answer({"n": len(chosen), "columns": columns_of(found.schema), "rows": rows})
 
     @routes.get("/api/runs/{run}/hidden", response_model=RowsDocument, responses=_ARROW_ANSWER)
     def hidden(

@@ -1,5 +1,6 @@
 """affectome nearest, affectome along: the utterances whose states are most alike, and those at both ends of a direction."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,8 +110,8 @@ def along(
         direction_D = mean_difference(opened, site, layer, where, other)
         how: dict[str, Any] = {"where": where, "other": other}
     else:
-        direction_D = probe_direction(opened, site, layer, label, kind=kind, column=column)
-        how = {"label": label, "column": column, "kind": kind}
+        of = probe_direction(opened, site, layer, label, column=column, kind=kind)
+        direction_D, how = of.vector_D, {"label": of.label, **asdict(of.spec)}
     found = opened.along(site, layer, direction_D, k, among)
     _show(opened, "projection", site, layer, found, {**how, "among": among}, path, as_json)
 

@@ -1,6 +1,7 @@
 """A probe's direction is the one along which it says more of a class; means are numpy's; what is absent is named."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from analyze import saved
 from analyze.columns import CLASSES, NUMBERS, SETS
 from analyze.directions import mean_difference, probe_direction
 from analyze.fitting import KINDS, read_probabilities
+from analyze.linear import LinearProbe
 from analyze.multilabel import probe_sets
 from analyze.probes import ProbeSpec, probe_layers
 from analyze.query import Run
@@ -63,36 +65,42 @@ def test_what_a_probe_says_of_a_class_moves_with_the_projection_on_its_direction
     through: Callable[[Floats], Floats] = {"logits": centred_logs, "log-odds": logit}.get(probes[1].gives, as_said)
     score_NK = through(said_NK)
     for index, name in enumerate(made.classes):
-        direction_D = probe_direction(run, SITE, 1, None if form == NUMBERS else name, kind=kind, column=column)
+        label = None if form == NUMBERS else name
+        direction_D = probe_direction(run, SITE, 1, label, column=column, kind=kind, strength=spec.strength).vector_D
         projection_N = states_ND.astype(np.float64) @ direction_D
         moved_N = score_NK[:, index] - score_NK[0, index]
         np.testing.assert_allclose(projection_N - projection_N[0], moved_N, atol=2e-3 * np.abs(moved_N).max())
 
 
-def test_of_several_kept_probes_the_usual_one_is_taken_and_else_the_newest(
+def test_the_probe_is_the_one_asked_for_and_of_several_the_one_of_most_layers_and_then_the_newest(
     plant: Plant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = plant(np.random.default_rng(3).standard_normal((3, 60, 4)).astype(np.float32), {"label": LABELS[:60]})
     moments = iter([f"2026-01-0{day}" for day in range(1, 10)])
     monkeypatch.setattr(saved, "now", lambda: next(moments))
 
-    def keep(layers: tuple[int, ...], strength: float | None) -> NDArray[np.float64]:
-        probed = probe_layers(run, SITE, layers, ProbeSpec("ridge", strength))
+    def keep(layers: tuple[int, ...], spec: ProbeSpec) -> Floats:
+        probed = probe_layers(run, SITE, layers, spec)
         save_probes(run, probed)
         probe = probed.probes[layers.index(1)]
-        assert hasattr(probe, "weight_DK")
+        assert isinstance(probe, LinearProbe)
         return np.asarray(probe.weight_DK[:, 2])
 
-    def found() -> NDArray[np.float64]:
-        return probe_direction(run, SITE, 1, "emotion 2", kind="ridge")
+    def found(**asked: Any) -> Floats:
+        direction = probe_direction(run, SITE, 1, "emotion 2", kind="ridge", **asked)
+        assert (direction.label, direction.spec) == ("emotion 2", ProbeSpec("ridge", **asked))
+        return direction.vector_D
 
-    np.testing.assert_array_equal(found_after := keep((1,), 1e4), found())
-    later = keep((1,), 10.0)
-    assert not np.array_equal(found_after, later)
-    np.testing.assert_array_equal(found(), later)
-    usual = keep(run.layers, None)
-    keep(run.layers, 1.0)
+    strong, weighted = ProbeSpec("ridge", 1e4), ProbeSpec("ridge", 10.0, balance="weights")
+    of_strong, of_weighted = keep((1,), strong), keep((1,), weighted)
+    assert not np.array_equal(of_strong, of_weighted)
+    np.testing.assert_array_equal(found(strength=1e4), of_strong)
+    np.testing.assert_array_equal(found(strength=10.0, balance="weights"), of_weighted)
+    with pytest.raises(ValueError, match=r"strength chosen.*choose from ridge probe \(strength 10, balance weights.*10000"):
+        found()
+    usual = keep(run.layers, ProbeSpec("ridge"))
     np.testing.assert_array_equal(found(), usual)
+    np.testing.assert_array_equal(found(strength=1e4), of_strong)
     with pytest.raises(ValueError, match=r"no ridge probe of layer 7 of resid\.last; choose from 0, 1, 2"):
         probe_direction(run, SITE, 7, "emotion 2", kind="ridge")
 
@@ -107,7 +115,7 @@ def test_what_has_no_direction_is_refused_in_one_sentence(run: Run, plant: Plant
         probe_direction(run, SITE, 0)
     with pytest.raises(ValueError, match="an MLP reads no direction; choose from linear"):
         probe_direction(run, SITE, 0, "emotion 1", kind="mlp")
-    with pytest.raises(ValueError, match="no cubic probes"):
+    with pytest.raises(ValueError, match="cubic"):
         probe_direction(run, SITE, 0, "emotion 1", kind="cubic")
     save_probes(run, probe_values(run, SITE, run.layers, ProbeSpec("ridge", column="valence")))
     with pytest.raises(ValueError, match="its probe has one direction and no class 'joy'"):

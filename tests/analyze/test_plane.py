@@ -96,9 +96,28 @@ def test_rows_are_placed_in_their_order_and_offsets_are_asked_for(plant: Plant) 
             place_states(run, "resid.offset", 1, rows, at=at)
 
 
-def test_of_too_many_rows_some_stand_for_all(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_too_many_rows_a_sample_stands_for_all_also_where_classes_alternate(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hidden = states(400, 6, 3)[None].repeat(2, axis=0)
+    hidden[:, ::2, 1] += 50  # what every other row shares would be no axis of every fourth row
     run = plant(hidden, {"label": ["a"] * 400})
+    whole = place_states(run, "resid.last", 1, np.arange(400))
+    assert whole.n_fitted == 400
     monkeypatch.setattr(plane, "MOST_PRODUCTS", 100 * 36)
     placed = place_states(run, "resid.last", 1, np.arange(400))
-    np.testing.assert_allclose(placed.points_N2, fit_plane([hidden[1, ::4]]).place(hidden[1]), atol=1e-4)
+    assert placed.n_fitted == 100
+    assert len(placed.points_N2) == 400
+    for axis in (0, 1):
+        assert abs(np.corrcoef(placed.points_N2[:, axis], whole.points_N2[:, axis])[0, 1]) > 0.95
+    again = place_states(run, "resid.last", 1, np.arange(400))
+    np.testing.assert_array_equal(again.points_N2, placed.points_N2)
+
+
+def test_states_too_wide_for_their_moments_are_refused_before_they_are_read(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = plant(np.ones((1, 4, 8), np.float32), {"label": ["a"] * 4})
+    monkeypatch.setattr(plane, "MOST_WIDTH", 7)
+    with pytest.raises(ValueError, match="are 8 wide, and a plane is found of at most 7"):
+        place_states(run, "resid.last", 0, np.arange(4))

@@ -91,8 +91,8 @@ def test_metric_centring_condition_and_count_are_the_runs_own(stored: tuple[str,
 
 def test_both_ends_of_a_probes_class_of_numbers_and_between_two_means_are_found(stored: tuple[str, str], run: Run) -> None:
     for asked, direction_D in (
-        (("--label", "joy"), probe_direction(run, "resid.last", 2, "joy")),
-        (("--column", "valence"), probe_direction(run, "resid.last", 2, column="valence")),
+        (("--label", "joy"), probe_direction(run, "resid.last", 2, "joy").vector_D),
+        (("--column", "valence"), probe_direction(run, "resid.last", 2, column="valence").vector_D),
         (("--where", WHERE, "--other", "row < 9"), mean_difference(run, "resid.last", 2, WHERE, "row < 9")),
     ):
         found = said("along", *stored, "--layer", "2", "-k", "3", *asked, "--among", "row % 2 = 1")

@@ -20,13 +20,22 @@ def test_points_and_colours_are_those_of_the_rows(client: TestClient, planted: P
     expected = place_states(planted.whole, "resid.last", 1, rows)
     asked: dict[str, Any] = {"site": "resid.last", "layer": 1, "colour": "label"} | ({} if where is None else {"where": where})
     answer = client.get(f"/api/runs/{planted.whole.run_id}/projection", params=asked).json()
-    assert (answer["n"], answer["row"]) == (len(rows), rows.tolist())
+    assert (answer["n"], answer["n_fitted"], answer["row"]) == (len(rows), len(rows), rows.tolist())
     np.testing.assert_allclose(np.column_stack([answer["x"], answer["y"]]), expected.points_N2, rtol=6e-4)
     assert all(len(f"{abs(x):.10f}".replace(".", "").strip("0")) <= 4 for x in answer["x"])
     assert answer["variance"] == pytest.approx(expected.plane.variance)
     labels = planted.whole.utterances(where)["label"].to_pylist()
     assert [None if code < 0 else answer["classes"][code] for code in answer["label"]] == labels
-    assert answer["classes"] == sorted(set(labels) - {None})
+    assert answer["classes"] == sorted(set(planted.whole.utterances()["label"].to_pylist()) - {None})
+
+
+def test_a_class_keeps_its_place_when_few_rows_are_chosen(client: TestClient, planted: Planted) -> None:
+    path, asked = f"/api/runs/{planted.whole.run_id}/projection", {"site": "resid.last", "layer": 1}
+    few = client.get(path, params={**asked, "where": "label = 'joy'", "colour": "label"}).json()
+    assert few["classes"] == ["fear", "joy"]
+    assert set(few["label"]) == {1}
+    plain = client.get(path, params=asked).json()
+    assert (plain["classes"], plain["label"]) == ([], [])
 
 
 def test_a_column_that_makes_no_colours_is_refused_with_the_reason(client: TestClient, planted: Planted) -> None:

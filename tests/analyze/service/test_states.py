@@ -69,7 +69,8 @@ def test_utterances_are_those_of_the_library(
     expected = matching.slice(paging["offset"], paging.get("limit"))
     path = f"/api/runs/{planted.whole.run_id[:5]}/utterances"
     answer = client.get(path, params={**which, **paging}).json()
-    assert answer == {"n": matching.num_rows, "rows": shown(expected)}
+    columns = [{"name": field.name, "type": str(field.type)} for field in expected.schema]
+    assert answer == {"n": matching.num_rows, "columns": columns, "rows": shown(expected)}
     streamed = arrow(client.get(path, params={**which, **paging, "format": "arrow"}).content)
     assert streamed.to_pylist().__repr__() == expected.to_pylist().__repr__()  # NaN is not equal to itself
 
