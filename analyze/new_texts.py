@@ -23,10 +23,12 @@ from extract.documents import Manifest
 from extract.encoding import to_float32
 from extract.engine import default_device, engine
 from extract.identity import Identity
-from extract.run import read_request
+from extract.run import UnreadableTextError, read_request
 from extract.sites import Site
 from extract.stored_run import StoredRun
 from extract.tokens import offsets_of
+
+_SHOWN = 40  # characters of a text in a message
 
 _COMPUTING = threading.Lock()
 """Held while the one model of this process is loaded or computes: neither may happen twice at once."""
@@ -47,7 +49,10 @@ def states_of_texts(run: Run, site: str, layer: int, texts: Sequence[str]) -> ND
     """
     corpus = _corpus(texts)
     with _COMPUTING:
-        asked = read_request(same_way(run, corpus, site, str(layer)))
+        try:
+            asked = read_request(same_way(run, corpus, site, str(layer)))
+        except UnreadableTextError as error:
+            raise ValueError(_unreadable(texts[error.row], error)) from error
         identity = asked.identity
         for what in ("weights", "tokenizer", "template"):
             if getattr(identity, what) != getattr(run.manifest.identity, what):
@@ -56,6 +61,14 @@ def states_of_texts(run: Run, site: str, layer: int, texts: Sequence[str]) -> ND
         of_texts = StoredRun(run.stored.objects, _manifest(run, identity, len(texts)))
         computed = compute_shard(loaded, of_texts, 0, asked.prompts, offsets_of(asked.prompts), lambda _: None)
     return to_float32(computed.arrays[str(Site.parse(site))][0], identity.stored_dtype)
+
+
+def _unreadable(text: str, error: UnreadableTextError) -> str:
+    """The same without the row and the options of a corpus, which a new text has not."""
+    shown = repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
+    if not error.n_tokens:
+        return f"the text {shown} has no tokens of its own, so it has no state; give one with words"
+    return f"the text {shown} has {error.n_tokens:,} tokens with its template, and the model reads {error.most:,}; shorten it"
 
 
 def _corpus(texts: Sequence[str]) -> Corpus:

@@ -127,8 +127,8 @@ def nearest(
         for index in np.flatnonzero((upper_QB >= least_Q1).any(axis=1)):
             near = best[index].candidates(lower_QB[index], upper_QB[index])
             best[index].add(rows_B[near], scoring.exact(states_BD[near], queries_QD[index]))
-    ranks_QK = np.stack([found.ranks_K for found in best])
-    return Neighbours(metric, np.stack([found.rows_K for found in best]), 0.0 - ranks_QK if metric == "euclidean" else ranks_QK)
+    rows_QK, ranks_QK = map(np.stack, zip(*(found.ordered() for found in best), strict=True))
+    return Neighbours(metric, rows_QK, 0.0 - ranks_QK if metric == "euclidean" else ranks_QK)
 
 
 def along(
@@ -290,19 +290,16 @@ _SCORINGS = {
 
 
 class _Best:
-    """The best rows so far, for one query."""
+    """The best rows so far, for one query; they are put in order when they are twice as many, or nearly all rows asked for
+    would be sorted again with each block."""
 
     def __init__(self, k: int) -> None:
         self._k = k
-        self.rows_K = np.empty(0, np.int64)
-        """Which, the best first."""
-        self.ranks_K = np.empty(0, np.float64)
-        """Their ranks."""
-
-    @property
-    def least(self) -> float:
-        """What a row must reach to be among them."""
-        return float(self.ranks_K[-1]) if len(self.ranks_K) == self._k else -np.inf
+        self._rows = [np.empty(0, np.int64)]
+        self._ranks = [np.empty(0, np.float64)]
+        self._n = 0
+        self.least = -np.inf
+        """What a row must reach to be among the best, or less."""
 
     def candidates(self, lower_B: Floats, upper_B: Floats) -> NDArray[np.int64]:
         """Those of later rows that may be among them, by the bounds of their ranks."""
@@ -312,9 +309,21 @@ class _Best:
         return near
 
     def add(self, rows: NDArray[np.int64], ranks: Floats) -> None:
-        rows, ranks = np.concatenate([self.rows_K, rows]), np.concatenate([self.ranks_K, ranks])
+        self._rows.append(rows)
+        self._ranks.append(ranks)
+        self._n += len(rows)
+        if self._n > 2 * self._k or (self.least == -np.inf and self._n >= self._k):
+            self.ordered()
+
+    def ordered(self) -> tuple[NDArray[np.int64], Floats]:
+        """The best rows and their ranks, the best first; the others are let go."""
+        rows, ranks = np.concatenate(self._rows), np.concatenate(self._ranks)
         order = np.lexsort((rows, -ranks))[: self._k]
-        self.rows_K, self.ranks_K = rows[order], ranks[order]
+        rows_K, ranks_K = rows[order], ranks[order]
+        self._rows, self._ranks, self._n = [rows_K], [ranks_K], len(rows_K)
+        if len(rows_K) == self._k:
+            self.least = float(ranks_K[-1])
+        return rows_K, ranks_K
 
 
 def _squares(vectors_ND: Floats) -> Floats:

@@ -31,6 +31,22 @@ from extract.tokens import Prompt, continued, offsets_of
 from extract.writing import ROWS_AT_ONCE
 
 
+class UnreadableTextError(ValueError):
+    """A text has no tokens of its own, or too many for the model."""
+
+    def __init__(self, sentence: str, row: int, n_tokens: int, most: int) -> None:
+        super().__init__(sentence, row, n_tokens, most)  # with all of it, another process can raise it again
+        self.row = row
+        """Which text, or the first of several."""
+        self.n_tokens = n_tokens
+        """Its tokens with its template; 0 where none is its own."""
+        self.most = most
+        """How many the model reads."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A run in the store, with the model that makes it."""
@@ -247,17 +263,19 @@ def _prompts(request: Request, template: Template, tokenizer: PreTrainedTokenize
         if isinstance(prompt, int):
             too_long.append((row, prompt))
         elif prompt.start == prompt.stop:
-            raise ValueError(f"row {row:,}, id {ids[row]!r}, has no tokens of its own (text {texts[row]!r}); remove it")
+            sentence = f"row {row:,}, id {ids[row]!r}, has no tokens of its own (text {texts[row]!r}); remove it"
+            raise UnreadableTextError(sentence, row, 0, shape.context)
         else:
             prompts.append(prompt)
     if too_long:
         row, n_tokens = too_long[0]
         with_it = " with their continuation" if continuation else f" with {kept_free:,} for their reply" if kept_free else ""
-        raise ValueError(
+        sentence = (
             f"{len(too_long):,} of {len(texts):,} texts are{with_it} longer than the model's {shape.context:,} tokens "
             f"(first: row {row:,}, id {ids[row]!r}, {n_tokens:,} tokens); "
             "shorten them, drop them, or cut them with --truncate (the run records it)"
         )
+        raise UnreadableTextError(sentence, row, n_tokens, shape.context)
     return prompts
 
 

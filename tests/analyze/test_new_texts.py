@@ -79,8 +79,8 @@ def test_several_threads_get_what_one_gets(run: Run) -> None:
 def test_a_text_that_cannot_be_read_is_refused_in_one_sentence(run: Run) -> None:
     for texts, says in (
         ([], "there is no text to read"),
-        ([""], "has no tokens of its own"),
-        (["word " * 100], "longer than the model's 64 tokens"),
+        (["fine", ""], "^the text '' has no tokens of its own, so it has no state; give one with words$"),
+        (["word " * 100], r"^the text '(word ){8}…' has \d+ tokens with its template, and the model reads 64; shorten it$"),
         (["\ud800"], r"a text is not Unicode: it holds '\\ud800'"),
     ):
         with pytest.raises(ValueError, match=says):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from analyze.directions import mean_difference, probe_direction
+from analyze.probes import ProbeSpec
 from analyze.query import Run, open_store
 from cluster.cli import app
 from extract.models import Model
@@ -71,6 +73,11 @@ def test_a_text_a_row_and_a_vector_find_what_the_run_finds(stored: tuple[str, st
     for query in (("--text", text), ("--row", "8"), ("--vector", tmp_path / "vector.npy")):
         found = said("nearest", *stored, "--layer", "3", "--site", "resid.mean", "-k", "4", *query)
         assert (found["run_id"], found["site"], found["layer"], found["metric"]) == (run.run_id, "resid.mean", 3, "cosine")
+        assert [found["text"], found["row"], found["vector"]] == [
+            [text] if query[0] == "--text" else None,
+            [8] if query[0] == "--row" else None,
+            str(tmp_path / "vector.npy") if query[0] == "--vector" else None,
+        ]
         assert [row["row"] for row in found["utterances"]] == [row["row"] for row in expected]
         assert found["utterances"][0] == {name: expected[0][name] for name in ("row", "utterance_id", "label", "text")} | {
             "score": pytest.approx(1, abs=1e-3)
@@ -89,17 +96,62 @@ def test_metric_centring_condition_and_count_are_the_runs_own(stored: tuple[str,
     assert "no utterance" in printed("nearest", *stored, "--row", "1", "--layer", "2", "--where", "false").stderr
 
 
-def test_both_ends_of_a_probes_class_of_numbers_and_between_two_means_are_found(stored: tuple[str, str], run: Run) -> None:
-    for asked, direction_D in (
-        (("--label", "joy"), probe_direction(run, "resid.last", 2, "joy").vector_D),
-        (("--column", "valence"), probe_direction(run, "resid.last", 2, column="valence").vector_D),
-        (("--where", WHERE, "--other", "row < 9"), mean_difference(run, "resid.last", 2, WHERE, "row < 9")),
+@pytest.mark.parametrize("settings", [(), ("--balance", "weights", "--regularisation", "0.5")])
+def test_both_ends_of_a_probes_class_are_found_and_which_probe_is_said(
+    stored: tuple[str, str], run: Run, settings: tuple[str, ...]
+) -> None:
+    spec = ProbeSpec("linear", 0.5, "weights") if settings else ProbeSpec()
+    if settings:
+        printed("probe", *stored, *settings)
+    asked = ("along", *stored, "--layer", "2", "--label", "joy", *settings)
+    direction = probe_direction(run, "resid.last", 2, "joy", balance=spec.balance, strength=spec.strength)
+    expected = run.along("resid.last", 2, direction.vector_D, 10)
+    found = said(*asked)
+    assert found["of"] == {"label": "joy", **asdict(spec)}
+    assert [row["row"] for row in found["utterances"]] == expected["row"].to_pylist()
+    how = ", balance weights, regularisation 0.5" if settings else ""
+    title = f"projection along 'joy' of the linear probe of 'label'{how}, resid.last, layer 2"
+    assert title in " ".join(printed(*asked).stdout.split())
+
+
+def test_both_ends_of_numbers_and_between_two_means_are_found(stored: tuple[str, str], run: Run) -> None:
+    numbers = probe_direction(run, "resid.last", 2, column="valence")
+    for asked, direction_D, of in (
+        (("--column", "valence"), numbers.vector_D, {"label": None, **asdict(numbers.spec)}),
+        (
+            ("--where", WHERE, "--other", "row < 9"),
+            mean_difference(run, "resid.last", 2, WHERE, "row < 9"),
+            {"where": WHERE, "other": "row < 9"},
+        ),
     ):
         found = said("along", *stored, "--layer", "2", "-k", "3", *asked, "--among", "row % 2 = 1")
         expected = run.along("resid.last", 2, direction_D, 3, "row % 2 = 1")
+        assert (found["of"], found["among"]) == (of, "row % 2 = 1")
         assert [row["row"] for row in found["utterances"]] == expected["row"].to_pylist()
         assert [row["end"] for row in found["utterances"]] == ["top"] * 3 + ["bottom"] * 3
         assert [row["score"] for row in found["utterances"]] == pytest.approx(expected["score"].to_pylist())
+
+
+def test_ends_that_overlap_are_told(stored: tuple[str, str]) -> None:
+    asked = ("along", *stored, "--layer", "2", "--label", "joy", "-k", "3", "--among")
+    assert "some are at both ends" in printed(*asked, "row < 5").stderr
+    assert "both ends" not in printed(*asked, "row < 6").stderr
+
+
+def test_columns_of_the_corpus_are_not_shown_as_what_was_found(tiny_model: Model, tmp_path: Path) -> None:
+    rows = [{"text": f"text {index}", "label": EMOTIONS[index % 2], "query": "mine", "end": "mine"} for index in range(4)]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    store = tmp_path / "store"
+    extract = ("extract", "--model", tiny_model.name, "--corpus", tmp_path / "corpus.jsonl", "--store", store)
+    run_id = printed(*extract).stdout.split()[-1]
+    shown = ["score", "row", "utterance_id", "label", "text"]
+    near = ("nearest", store, run_id, "--layer", "1", "-k", "1", "--row", "2")
+    assert list(said(*near)["utterances"][0]) == shown
+    assert list(said(*near, "--row", "3")["utterances"][1]) == ["query", *shown]
+    means = ("--where", "label = 'joy'", "--other", "label = 'fear'")
+    ends = said("along", store, run_id, "--layer", "1", "-k", "1", *means)["utterances"]
+    assert [list(row) for row in ends] == [["end", *shown]] * 2
+    assert [row["end"] for row in ends] == ["top", "bottom"]
 
 
 def test_what_was_found_is_written_with_all_columns(stored: tuple[str, str], run: Run, tmp_path: Path) -> None:
@@ -137,6 +189,8 @@ def test_wrong_use_is_refused_in_one_sentence_that_names_the_choices(stored: tup
     assert "a query is 32 numbers" in refusal(*near, "--vector", tmp_path / "narrow.npy")
     for given in ((), ("--label", "joy", "--where", WHERE, "--other", "true"), ("--where", WHERE), ("--other", WHERE)):
         assert "give a --label of a kept probe" in refusal(*ends, *given)
+    assert "--among says which utterances are found" in refusal(*ends, "--label", "joy", "--where", WHERE)
+    assert "(strength chosen, balance paper, solver affectome)" in refusal(*ends, "--label", "joy", "--balance", "paper")
     assert "give a --label of a kept probe" in refusal(*ends, "--kind", "linear", "--where", WHERE, "--other", "true")
     assert "has several classes; choose from calm, fear, joy" in refusal(*ends, "--kind", "linear")
     assert "choose from calm, fear, joy" in refusal(*ends, "--label", "anger")

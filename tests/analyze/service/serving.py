@@ -1,7 +1,9 @@
 """A service as a user starts it: a process that says where it is."""
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -43,7 +45,12 @@ def serving(
     known = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
     with errors.open("w") as file:
         process = subprocess.Popen(
-            [*under, *command(store, "--port", "0", *arguments)], stdout=subprocess.PIPE, stderr=file, text=True, env=known
+            [*under, *command(store, "--port", "0", *arguments)],
+            stdout=subprocess.PIPE,
+            stderr=file,
+            text=True,
+            env=known,
+            start_new_session=True,  # strace, when it is killed, leaves alive what it watches
         )
     with process:
         try:
@@ -53,4 +60,5 @@ def serving(
             assert found is not None, (line, errors.read_text())
             yield Serving(process, found[0].rstrip("/"), errors)
         finally:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):  # all of it may have ended by itself
+                os.killpg(process.pid, signal.SIGKILL)
