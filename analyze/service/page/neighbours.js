@@ -20,7 +20,8 @@ const SCALINGS = { none: "raw", centred: "centred", standardised: "standardised"
 /**
  * @param {HTMLElement} section
  * @param {{texts: ReturnType<import("./texts.js").texts>, colourOf: (label: string) => string | undefined,
- *   onQuery: (query: Query) => void, onMeasure: (measure: {metric?: string, scaling?: string}) => void, onMark: (marks: object) => void}} events
+ *   onQuery: (query: Query) => void, onMeasure: (measure: {metric?: string, scaling?: string}) => void,
+ *   onMark: (marks: object) => void}} events
  */
 export function neighbours(section, { texts, colourOf, onQuery, onMeasure, onMark }) {
   const parts = partsOf(section), own = panel(section);
@@ -85,6 +86,7 @@ export function neighbours(section, { texts, colourOf, onQuery, onMeasure, onMar
   function list(...children) {
     const inside = parts.answers.contains(document.activeElement);
     parts.answers.replaceChildren(...children);
+    parts.answers.scrollTop = 0;
     if (inside) parts.answers.focus();
   }
 
@@ -147,7 +149,7 @@ function nearestOf({ row }, answer) {
 }
 
 function endsOf(label, result, answer) {
-  const name = `“${short(label, 30)}” by ${result.name}`;
+  const name = `“${short(label, 30)}”, probe ${result.name}`;
   return [[`Most ${name}`, answer.top], [`Least ${name}`, answer.bottom]];
 }
 

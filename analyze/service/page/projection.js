@@ -58,7 +58,8 @@ export function projection(section, { texts, onPick, onHide, onColour, onOffset 
     const label = given.label.length ? Int16Array.from(given.label) : new Int16Array(given.row.length).fill(-1);
     const cloud = { row: Int32Array.from(given.row), x: Float32Array.from(given.x), y: Float32Array.from(given.y), label };
     shown = { ...view, colour, cloud, classes: given.classes, entries: entriesOf(given.classes, label, colour) };
-    const offset = at === null ? "" : `, offset ${at}`, sample = given.n_fitted < given.n ? `, axes of ${count(given.n_fitted)}` : "";
+    const offset = at === null ? "" : `, offset ${at}`;
+    const sample = given.n_fitted < given.n ? `, axes from ${count(given.n_fitted)} of them` : "";
     parts.which.textContent = `${site}, layer ${layer}${offset}, ${count(cloud.row.length)} rows${sample}`;
     const [first, second] = given.variance.map((share) => `${(share * 100).toFixed(share < 0.1 ? 1 : 0)}%`);
     parts.across.textContent = `first axis, ${first} of the variance`;

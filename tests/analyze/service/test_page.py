@@ -300,7 +300,7 @@ def test_the_ends_of_a_direction_are_those_of_the_probe_that_is_shown_among_the_
         page.get_by_label("Ends of").select_option(LABELS[0])
         for kind in ("linear", "logistic"):
             which.select_option(kind)
-            expect(page.locator("#neighbours h3").first).to_have_text(f"Most “{LABELS[0]}” by {kind}")
+            expect(page.locator("#neighbours h3").first).to_have_text(f"Most “{LABELS[0]}”, probe {kind}")
             direction = probe_direction(run, SITE, 2, LABELS[0], kind=kind).vector_D
             expected = along(run, SITE, 2, direction, 10)
             assert listed(lists.nth(0))[0] == expected.top.rows_K.tolist()
