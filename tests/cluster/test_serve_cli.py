@@ -46,7 +46,7 @@ def asked(url: str, path: str, body: Any = None, token: str | None = None) -> ht
     return httpx.request(method, url + path, json=body, headers=headers, timeout=60)
 
 
-@pytest.mark.parametrize("ends", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("ends", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_it_says_where_it_is_answers_and_ends_well(planted: Planted, tmp_path: Path, ends: signal.Signals) -> None:
     before = list(files(planted.location))
     with serving(tmp_path, planted.location) as service:
@@ -71,6 +71,7 @@ def test_it_ends_while_a_query_runs(planted: Planted, tmp_path: Path) -> None:
         assert time.monotonic() - began < 20
 
 
+@pytest.mark.slow
 def test_elsewhere_than_on_loopback_it_wants_a_token_and_makes_one(planted: Planted, tmp_path: Path) -> None:
     with serving(tmp_path, planted.location, "--host", "0.0.0.0") as service:  # noqa: S104
         (token,) = re.findall(r"token, which is another one each time: (\S+)", service.errors.read_text())
@@ -83,6 +84,7 @@ def test_elsewhere_than_on_loopback_it_wants_a_token_and_makes_one(planted: Plan
     assert said.count(token) == 1, "it is never logged"
 
 
+@pytest.mark.slow
 def test_a_token_of_ones_own_is_never_said(planted: Planted, tmp_path: Path) -> None:
     with serving(tmp_path, planted.location, environment={"AFFECTOME_TOKEN": TOKEN}) as service:
         assert asked(service.url, "/api/runs", token=TOKEN).json()["runs"]
@@ -108,6 +110,7 @@ def test_the_defaults_that_help_shows_are_those_of_the_service() -> None:
     assert (Settings().timeout_s, Settings().memory) == (DEFAULT_TIMEOUT_S, DEFAULT_MEMORY)
 
 
+@pytest.mark.slow
 def test_a_store_on_object_storage_is_served_as_its_copy_on_disk_is(
     planted: Planted, tmp_path: Path, s3_server: S3Server
 ) -> None:
@@ -139,6 +142,7 @@ def test_the_limits_of_the_page_are_those_of_the_service() -> None:
         assert said in page, said
 
 
+@pytest.mark.slow
 def test_an_empty_store_is_served(tmp_path: Path) -> None:
     Store.open(str(tmp_path / "store"), create=True)
     with serving(tmp_path, str(tmp_path / "store")) as service:

@@ -13,7 +13,7 @@ def watch() -> Watch:
 
 
 @pytest.mark.parametrize(
-    ("n_inputs", "minutes"), [(500, 0.25), pytest.param(10_000, 5, marks=pytest.mark.slow)], ids=["some", "many"]
+    ("n_inputs", "minutes"), [(200, 0.25), pytest.param(10_000, 5, marks=pytest.mark.slow)], ids=["some", "many"]
 )
 @pytest.mark.filterwarnings("ignore")  # of those who make the requests
 def test_hostile_requests_are_answered_and_leave_the_store_and_the_machine_alone(
