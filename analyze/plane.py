@@ -28,6 +28,7 @@ MOST_PRODUCTS = 100_000_000_000
 MOST_WIDTH = 16_384
 """Widest states of which there is a plane: their moments take 2 GiB."""
 
+_ROWS_OF_MOMENTS = 1024
 _BYTES_AT_ONCE = 16 << 20  # of states in float32
 _TOLERANCE = 1e-8  # of eigenvalues; a picture shows no more
 _FEW = 64  # coordinates, of which all axes are found as fast as two
@@ -88,8 +89,10 @@ def fit_plane(blocks: Iterable[_States]) -> Plane:
         raise ValueError("no utterance is chosen, so there is no plane; choose some")
     if not np.isfinite(moments).all():
         raise ValueError("some of these states are not finite, so there is no plane; choose others")
-    off_D = sum_D / n
-    covariance_DD = moments / n - np.outer(off_D, off_D)
+    off_D, covariance_DD = sum_D / n, moments
+    covariance_DD /= n
+    for begin in range(0, len(off_D), _ROWS_OF_MOMENTS):
+        covariance_DD[begin : begin + _ROWS_OF_MOMENTS] -= np.outer(off_D[begin : begin + _ROWS_OF_MOMENTS], off_D)
     mean_D, variance_D = shift_D + off_D, np.diag(covariance_DD)
     return Plane(mean_D, *_axes(covariance_DD, _varies(variance_D, mean_D, n)))
 
@@ -101,13 +104,15 @@ def _varies(variance_D: NDArray[np.float64], mean_D: NDArray[np.float64], n: int
 
 
 def _axes(covariance_DD: NDArray[np.float64], varies_D: NDArray[np.bool_]) -> tuple[NDArray[np.float64], tuple[float, float]]:
-    """Weights of the two axes, (D, 2), and the share of the variance along each."""
+    """Weights of the two axes, (D, 2), and the share of the variance along each; the covariance is overwritten."""
     kept = np.flatnonzero(varies_D)
     weight_D2 = np.zeros((len(varies_D), 2))
     if not kept.size:
         return weight_D2, (0.0, 0.0)
     scale_K = np.sqrt(np.diag(covariance_DD)[kept])
-    correlation_KK = covariance_DD[np.ix_(kept, kept)] / np.outer(scale_K, scale_K)
+    correlation_KK = covariance_DD if varies_D.all() else covariance_DD[np.ix_(kept, kept)]
+    correlation_KK /= scale_K[:, None]
+    correlation_KK /= scale_K
     values, vectors_KA = _two_largest(correlation_KK)
     vectors_KA = vectors_KA[:, ::-1]
     largest = np.abs(vectors_KA).argmax(axis=0)

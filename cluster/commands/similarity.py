@@ -74,7 +74,7 @@ def nearest(
     check_search(opened, site, k, metric)
     queries = texts or (opened.hidden(site, layer, rows=rows) if rows else _read_vectors(vector))
     found = opened.nearest(site, layer, queries, k, where, metric=metric, scaling=scaling)
-    shown = ("query", *_SHOWN)
+    shown: tuple[str, ...] = ("query", *_SHOWN)
     if not any(found["query"].to_pylist()):  # one query needs no number
         found, shown = found.drop_columns(["query"]), _SHOWN
     if path is not None:

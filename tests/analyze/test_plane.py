@@ -1,5 +1,7 @@
 """The plane of states is that of scikit-learn's PCA over standardised states, in memory that does not grow with them."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -121,3 +123,14 @@ def test_states_too_wide_for_their_moments_are_refused_before_they_are_read(
     monkeypatch.setattr(plane, "MOST_WIDTH", 7)
     with pytest.raises(ValueError, match="are 8 wide, and a plane is found of at most 7"):
         place_states(run, "resid.last", 0, np.arange(4))
+
+
+def test_the_moments_are_held_once() -> None:
+    width = 1200
+    hidden = np.random.default_rng(0).standard_normal((50, width)).astype(np.float32)
+    fit_plane([hidden])  # what is imported and kept
+    tracemalloc.start()
+    fit_plane([hidden])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * 8 * width**2

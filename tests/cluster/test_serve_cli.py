@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from analyze.columns import LABEL
+from analyze.plane import MOST_WIDTH
 from analyze.query import open_store
 from analyze.service import search
 from analyze.service.settings import Settings
@@ -130,6 +131,7 @@ def test_a_store_on_object_storage_is_served_as_its_copy_on_disk_is(
 def test_the_limits_of_the_page_are_those_of_the_service() -> None:
     page, limits = (ROOT / "docs" / "serve.md").read_text(), Settings()
     for said in (
+        f"wider than {MOST_WIDTH:,} have no plane",
         f"{limits.most_bytes >> 20} MiB, decided before",
         f"{limits.most_json_bytes >> 20} MiB of rows; {round(limits.most_bytes / 20 / 1e6)} million numbers",
         f"{limits.most_rows:,} in one answer",

@@ -30,7 +30,8 @@ def test_points_and_colours_are_those_of_the_rows(client: TestClient, planted: P
 
 
 def test_a_class_keeps_its_place_when_few_rows_are_chosen(client: TestClient, planted: Planted) -> None:
-    path, asked = f"/api/runs/{planted.whole.run_id}/projection", {"site": "resid.last", "layer": 1}
+    path = f"/api/runs/{planted.whole.run_id}/projection"
+    asked: dict[str, Any] = {"site": "resid.last", "layer": 1}
     few = client.get(path, params={**asked, "where": "label = 'joy'", "colour": "label"}).json()
     assert few["classes"] == ["fear", "joy"]
     assert set(few["label"]) == {1}
