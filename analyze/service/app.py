@@ -4,6 +4,7 @@ FastAPI checks the form of what is asked and writes the OpenAPI; its own pages o
 scripts from elsewhere. Routes are plain functions that run in threads: DuckDB, Arrow and NumPy work beside each other there.
 """
 
+import transformers  # noqa: F401 - it takes its own place in sys.modules, so no two requests may be the first to load it
 from fastapi import FastAPI
 
 from analyze.query import Store

@@ -1,7 +1,12 @@
 // Questions to the server that the page came from. Addresses are relative, so that the page works behind a proxy's prefix.
 
-/** A question that got no answer; its message is one sentence for whoever asked. */
-export class Refusal extends Error {}
+/** A question that got no answer; its message is one sentence for whoever asked, `status` that of the server, if it answered. */
+export class Refusal extends Error {
+  constructor(sentence, status) {
+    super(sentence);
+    this.status = status;
+  }
+}
 
 const GONE = "The server does not answer. Start it again with affectome serve, then repeat what you did.";
 const TRIES = 3, BUSY_MS = 1000; // of a server that has too much to do
@@ -31,7 +36,8 @@ export async function ask(path, { signal, body } = {}) {
   }
   const answer = parsed(text);
   if (!response.ok || answer === undefined) {
-    throw new Refusal(typeof answer?.error === "string" ? answer.error : `The server answers with status ${response.status}.`);
+    const sentence = typeof answer?.error === "string" ? answer.error : `The server answers with status ${response.status}.`;
+    throw new Refusal(sentence, response.status);
   }
   return answer;
 }

@@ -7,10 +7,11 @@ import { curve, interval, keyOf, linear, percent, rules, said, spaced, steps, up
 import { onScheme, seriesColour, viridis } from "./colours.js";
 import { choose, command, draw, make, partsOf, short } from "./dom.js";
 import { panel } from "./panel.js";
-import { byLayer, labelsOf, metricOf } from "./scores.js";
+import { byLayer, labelsOf } from "./scores.js";
 
 const LEFT = 88, RIGHT = 10, TOP = 8, GAP = 30, FOOT = 34, BAR = 8;
 const LOWEST_ROW = 16, HIGHEST_ROW = 24, LOWEST_CURVES = 140, HIGHEST_CURVES = 320;
+const LOWEST = -1; // of the axis: an R² has no lower bound, and one layer's would press all others flat
 
 /**
  * @param {HTMLElement} section
@@ -33,7 +34,7 @@ export function layerMap(section, { onLayer, onResult }) {
   function redraw() {
     if (!shown) return;
     const { result, site, run, layers } = shown;
-    const scored = result !== null && byLayer(result, site, metricOf(result).name).length > 0;
+    const scored = result !== null && byLayer(result, site, result.metric.name).length > 0;
     const probe = command(`affectome probe STORE ${run.run_id} --site ${site}`);
     if (shown.scored) own.say(...(scored || !run.complete ? [] : ["Not probed yet: run ", probe, " and reload."]));
     const size = { width: Math.max(parts.plot.clientWidth, 260), height: Math.max(parts.plot.clientHeight, 240) };
@@ -57,11 +58,10 @@ export function layerMap(section, { onLayer, onResult }) {
   }
 
   function scoreCurves(result, site) {
-    const metric = metricOf(result);
-    const points = byLayer(result, site, metric.name);
-    const low = Math.min(metric.low, ...points.map((point) => Math.floor((point.low ?? point.value) * 10) / 10));
-    const floor = Math.max(low, -1), y = linear(floor, 1, places.curves, TOP);
-    const { x } = places, right = x(Infinity);
+    const { metric } = result, { x } = places, right = x(Infinity);
+    const points = byLayer(result, site, metric.name), control = byLayer(result, site, metric.control);
+    const floor = Math.max(lowest(result), LOWEST), scale = linear(floor, 1, places.curves, TOP);
+    const y = (value) => scale(Math.max(value, floor));
     const written = metric.percent ? percent : (value) => value.toFixed(1);
     const others = shown.sites.filter((other) => other !== site).map((other) =>
       curve(byLayer(result, other, metric.name), x, y, siteColour(other), { banded: false, className: "other", dots: false }));
@@ -69,10 +69,18 @@ export function layerMap(section, { onLayer, onResult }) {
       ...rules(steps(floor, 1, 0.2), y, LEFT, right, written),
       upright(metric.says, 12, (places.curves + TOP) / 2),
       draw("line", { class: "chance", x1: LEFT, x2: right, y1: y(metric.chance), y2: y(metric.chance) }),
-      curve(byLayer(result, site, metric.control), x, y, siteColour(site), { banded: false, className: "control", dots: false }),
+      curve(control, x, y, siteColour(site), { banded: false, className: "control", dots: false }),
       ...others,
       curve(points, x, y, siteColour(site)),
     ];
+  }
+
+  /** Where the axis would have to begin for all that is drawn. */
+  function lowest(result) {
+    const { metric } = result, own = byLayer(result, shown.site, metric.name);
+    const drawn = [byLayer(result, shown.site, metric.control), ...shown.sites.map((site) => byLayer(result, site, metric.name))];
+    const values = [...drawn.flat().map((point) => point.value), ...own.map((point) => point.low ?? point.value)];
+    return Math.min(metric.low, ...values.map((value) => Math.floor(value * 10) / 10));
   }
 
   function labelMap(result, site, labels, top, height) {
@@ -92,7 +100,7 @@ export function layerMap(section, { onLayer, onResult }) {
       return [name, ...cells];
     });
     return [
-      said("caption", LEFT, top - 8, "AUROC of each label against the rest", "start"),
+      said("caption", LEFT, top - 8, "AUROC of each label", "start"),
       ...colourBar(floor, top - 16),
       ...rows.flat(),
     ];
@@ -125,7 +133,7 @@ export function layerMap(section, { onLayer, onResult }) {
   function writeKey(scored) {
     key.replaceChildren();
     if (!scored) return;
-    const metric = metricOf(shown.result);
+    const { metric } = shown.result;
     const others = shown.sites.filter((site) => site !== shown.site && byLayer(shown.result, site, metric.name).length);
     const chance = metric.percent ? percent(metric.chance) : metric.chance.toFixed(1);
     key.append(
@@ -133,6 +141,7 @@ export function layerMap(section, { onLayer, onResult }) {
       ...others.map((site) => keyOf(site, siteColour(site), make, "other")),
       keyOf("shuffled labels", siteColour(shown.site), make, "dashed"),
       keyOf(`chance, ${chance}`, "var(--ink)", make, "dotted"),
+      ...(lowest(shown.result) < LOWEST ? [make("li", {}, `what is below ${LOWEST} is drawn at ${LOWEST}`)] : []),
     );
   }
 
@@ -161,7 +170,7 @@ export function layerMap(section, { onLayer, onResult }) {
 
   function sentence(layer) {
     if (layer === null) return "";
-    const { result, site } = shown, metric = result && metricOf(result);
+    const { result, site } = shown, metric = result?.metric;
     const point = result && byLayer(result, site, metric.name).find((one) => one.at === layer);
     if (!point) return `Layer ${layer}`;
     const written = metric.percent ? percent : (value) => value.toFixed(2);

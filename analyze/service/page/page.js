@@ -9,13 +9,15 @@ import { choose, command, count, make, short } from "./dom.js";
 import { layerMap } from "./layer_map.js";
 import { neighbours } from "./neighbours.js";
 import { projection } from "./projection.js";
-import { byLayer, labelsOf, metricOf, resultsOf } from "./scores.js";
+import { byLayer, directionsOf, resultsOf, usualOf } from "./scores.js";
 import { read, written } from "./state.js";
 import { texts } from "./texts.js";
 
 const MISSING =
   "This run is not complete: some of its shards are missing, so its states cannot be shown. Launch its extraction again, and it " +
   "goes on where it was.";
+const WORDS = ["string", "large_string", "bool"];
+const WHOLE = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"];
 const MAKE = "affectome extract --corpus builtin --store STORE";
 const element = (id) => document.getElementById(id);
 const kept = texts();
@@ -23,6 +25,7 @@ const opening = oneAtATime();
 let state = read(location.hash);
 let runs = [];
 let problems = []; // a sentence for each run of the store that cannot be read
+let unknown = ""; // a sentence about a run that the address named and the store has not
 let opened = null; // {run, results, scored, columns} of the run that is shown; `scored` is false where its scores are refused
 
 const map = layerMap(element("map"), { onLayer: (layer) => go({ layer }), onResult: (probe) => go({ probe }) });
@@ -38,19 +41,20 @@ const near = neighbours(element("neighbours"), {
   texts: kept,
   colourOf: plane.colourOf,
   onQuery: (query) => go(query),
-  onMetric: (metric) => go({ metric }),
+  onMeasure: (measure) => go(measure),
   onMark: plane.mark,
 });
 
 /** Look at something else. */
 async function go(changes) {
   const before = state;
+  if (unknown && opened) tell(opened.run);
   state = { ...state, ...changes };
   history.replaceState(null, "", written(state));
   const changed = (...names) => names.some((name) => state[name] !== before[name]);
   if (changed("run")) return open();
   if (opened?.run.run_id !== state.run) return undefined; // it is being read; what is chosen meanwhile holds once it is
-  if (changed("site")) settle();
+  if (changed("site", "probe")) settle();
   else if (changed("layer")) map.select(state.layer);
   if (changed("probe", "site")) showMap();
   if (changed("site", "layer", "at", "where", "colour") && !(await showPlane())) return undefined;
@@ -61,20 +65,20 @@ async function go(changes) {
 async function open() {
   const run = runs.find((one) => state.run && one.run_id.startsWith(state.run)) ?? (state.run ? null : firstOf(runs));
   if (!run) {
-    notice(`This store has no run ${state.run}; choose one of its ${runs.length}.`);
+    notice(noRun(state.run));
     return;
   }
   element("run").value = run.run_id;
-  notice([...(run.complete ? [] : [MISSING]), ...problems].join(" "));
+  tell(run);
   writeFacts(run);
   const found = await opening(async (signal) => {
     const [scores, persistence, sample] = await Promise.all([
       map.attempt("Reading scores …", () => ask(ofRun(run.run_id, "scores"), { signal })),
       curves.attempt("Reading curves …", () => ask(ofRun(run.run_id, "persistence"), { signal })),
-      ask(ofRun(run.run_id, "utterances", { limit: 20 }), { signal }).catch(refusedAs({ rows: [] })),
+      ask(ofRun(run.run_id, "utterances", { limit: 0 }), { signal }).catch(refusedAs({ columns: [] })),
     ]);
     const results = resultsOf(scores?.rows ?? []);
-    return { run, results, scored: scores !== undefined, persistence, columns: columnsOf(sample.rows) };
+    return { run, results, scored: scores !== undefined, persistence, columns: columnsOf(sample.columns) };
   });
   if (!found) return;
   opened = found;
@@ -88,17 +92,18 @@ async function open() {
 function settle() {
   const { run, results, columns } = opened;
   const site = run.sites.find((one) => one.site === state.site) ?? run.sites.find(isPooled) ?? run.sites[0];
-  const named = results.find((one) => one.name === state.probe);
-  const result = named ?? results.find((one) => isScored(one, site.site)) ?? results[0] ?? null;
+  const result = results.find((one) => one.name === state.probe) ?? usualOf(results, site.site);
   const layer = site.layers.includes(state.layer) ? state.layer : bestLayer(result, site);
-  const colour = columns.includes(state.colour) ? state.colour : (columns[0] ?? "");
+  const colour = ["", ...columns].includes(state.colour) ? state.colour : (columns[0] ?? "");
   const at = site.offsets.includes(state.at) ? state.at : (site.offsets[0] ?? null);
-  state = { ...state, run: run.run_id, site: site.site, layer, at, colour, probe: result?.name ?? "" };
+  const directions = result ? directionsOf(result, site.site) : [];
+  const along = directions.includes(state.along) ? state.along : "";
+  state = { ...state, run: run.run_id, site: site.site, layer, at, colour, probe: result?.name ?? "", along };
   history.replaceState(null, "", written(state));
   choose(element("site"), run.sites.map((one) => [one.site, one.site]), site.site);
   element("where").value = state.where;
   plane.hide(state.hide);
-  near.directions(result ? labelsOf(result, site.site) : [], state.along);
+  near.directions(directions, along, result);
 }
 
 function showMap() {
@@ -116,9 +121,9 @@ function showPlane() {
 
 /** After the projection, so that the server knows the plane in which a sentence is placed. */
 function showNeighbours() {
-  const { site, layer, where, metric, text, row, along } = state, { run, results } = opened;
-  const column = results.find((one) => one.name === state.probe)?.column ?? "label";
-  return near.show({ run, site, layer, where, column, metric, query: { text, row, along } });
+  const { site, layer, where, metric, scaling, text, row, along } = state, { run, results } = opened;
+  const result = results.find((one) => one.name === state.probe) ?? null;
+  return near.show({ run, site, layer, where, metric, scaling, result, query: { text, row, along } });
 }
 
 function siteOf(run) {
@@ -130,12 +135,8 @@ function isPooled(site) {
   return !site.every_token && !site.offsets.length;
 }
 
-function isScored(result, site) {
-  return byLayer(result, site, metricOf(result).name).length > 0;
-}
-
 function bestLayer(result, site) {
-  const points = result ? byLayer(result, site.site, metricOf(result).name).filter((point) => site.layers.includes(point.at)) : [];
+  const points = result ? byLayer(result, site.site, result.metric.name).filter((point) => site.layers.includes(point.at)) : [];
   const best = points.reduce((one, other) => (other.value > one.value ? other : one), points[0]);
   return best ? best.at : site.layers[Math.floor(site.layers.length / 2)];
 }
@@ -144,11 +145,15 @@ function firstOf(all) {
   return all.find((run) => run.complete && run.sites.some(isPooled)) ?? all[0] ?? null;
 }
 
-/** Columns that can colour points: `label` first, and what holds words or yes and no. */
-function columnsOf(rows) {
-  const names = new Set(rows.flatMap((row) => Object.keys(row).filter((name) => ["string", "boolean"].includes(typeof row[name]))));
-  const own = [...names].filter((name) => !["utterance_id", "text", "label"].includes(name));
-  return rows.some((row) => ["string", "boolean", "number"].includes(typeof row.label)) ? ["label", ...own] : own;
+/**
+ * Columns that can colour points: `label` first, and what holds words or yes and no.
+ * @param {{name: string, type: string}[]} columns of the utterances, with types as Arrow calls them
+ */
+function columnsOf(columns) {
+  const holds = (type, kinds) => kinds.some((kind) => type === kind || type.startsWith(`dictionary<values=${kind},`));
+  const own = columns.filter(({ name, type }) => !["utterance_id", "text", "label"].includes(name) && holds(type, WORDS));
+  const label = columns.filter(({ name, type }) => name === "label" && holds(type, [...WORDS, ...WHOLE]));
+  return [...label, ...own].map(({ name }) => name);
 }
 
 function refusedAs(value) {
@@ -165,6 +170,12 @@ function writeFacts(run) {
   document.title = `${run.model} · affectome`;
 }
 
+/** Say what is the matter with a run, with the store, and with what was asked for. */
+function tell(run, sentence = "") {
+  unknown = sentence;
+  notice([...(sentence ? [sentence] : []), ...(run.complete ? [] : [MISSING]), ...problems].join(" "));
+}
+
 function notice(...sentence) {
   element("notice").replaceChildren(...sentence);
   element("notice").hidden = sentence.join("") === "";
@@ -177,6 +188,23 @@ function nameOf(run) {
   return marks.length ? `${name} (${marks.join(", ")})` : name;
 }
 
+function noRun(name) {
+  return `This store has no run ${name}; choose one of its ${runs.length}.`;
+}
+
+/** Show what the address says, unless it names a run that is not there: then stay, and say so. */
+function follow() {
+  const next = read(location.hash), before = written(state);
+  if (!runs.length || before === written(next)) return;
+  if (opened && !runs.some((run) => run.run_id.startsWith(next.run))) {
+    tell(opened.run, noRun(next.run));
+    history.replaceState(null, "", before);
+    return;
+  }
+  state = next;
+  open();
+}
+
 async function start() {
   element("run").addEventListener("change", () =>
     go({ run: element("run").value, site: "", layer: null, probe: "", row: null, along: "", hide: [] }));
@@ -185,11 +213,7 @@ async function start() {
     event.preventDefault();
     go({ where: element("where").value.trim(), row: null });
   });
-  addEventListener("hashchange", () => {
-    const before = state;
-    state = read(location.hash);
-    if (runs.length && written(before) !== written(state)) open();
-  });
+  addEventListener("hashchange", follow);
   try {
     ({ runs, problems } = await ask("api/runs"));
   } catch (error) {

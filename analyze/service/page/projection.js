@@ -9,6 +9,9 @@ import { panel } from "./panel.js";
 const WAIT_MS = 60; // that the pointer rests on a point, or the view, before texts are asked for
 const KEY_MS = 80; // that a layer stays chosen before it is asked for: a key that is held down passes many
 const IN_TABLE = 25;
+const UNLABELLED = "\n"; // stands for the rows without a value; no class can be called so
+const NOTHING = ["", "nothing"]; // to colour by
+const WRONG = 400; // status of a refusal that a question without a colour may not meet
 
 /**
  * @param {HTMLElement} section
@@ -18,7 +21,8 @@ const IN_TABLE = 25;
 export function projection(section, { texts, onPick, onHide, onColour, onOffset }) {
   const parts = partsOf(section), own = panel(section);
   const hovering = oneAtATime(), listing = oneAtATime();
-  let shown = null; // what is asked for, with {cloud, classes, names}
+  const uncoloured = new Map(); // why a column of a run cannot colour, once that is known
+  let shown = null; // what is asked for, with {cloud, classes, entries}
   let hidden = new Set();
   let marked = { rows: [], chosen: null, strong: null, place: null };
   const points = pointField(parts, {
@@ -28,19 +32,20 @@ export function projection(section, { texts, onPick, onHide, onColour, onOffset 
   });
 
   /**
-   * Ask for the points of a layer and draw them.
+   * Ask for the points of a layer and draw them; without colours, and with the reason, where the column cannot give any.
    * @param {{run: object, site: object, layer: number, at: number | null, where: string, colour: string, columns: string[]}} view
    * @returns {Promise<boolean>} false where a newer call took its place
    */
   async function show(view) {
-    const { run, site: { site, offsets }, layer, at, where, colour } = view;
+    const { run, site: { site, offsets }, layer, at, where } = view;
     const given = await own.attempt(`Reading layer ${layer} …`, async (signal) => {
       if (shown) await settled(signal, KEY_MS);
-      return ask(ofRun(run.run_id, "projection", { site, layer, at, where, colour }), { signal });
+      return coloured(view, signal);
     });
     parts.grid.hidden = at === null;
     choose(parts.at, offsets.map((offset) => [String(offset), String(offset)]), String(at));
-    choose(parts.colour, view.columns.map((column) => [column, column]), colour);
+    const plain = uncoloured.get(keyOf(view)), colour = plain === undefined ? view.colour : "";
+    choose(parts.colour, [...view.columns.map((column) => [column, short(column, 24)]), NOTHING], colour);
     hover(-1);
     if (!given) {
       const refused = own.refused();
@@ -49,11 +54,13 @@ export function projection(section, { texts, onPick, onHide, onColour, onOffset 
     }
     const same = shown !== null && ["run", "site", "layer", "at", "where"].every((name) => shown[name] === view[name]);
     if (!same) marked.place = null; // it was a place in another plane
-    const label = given.classes.length ? Int16Array.from(given.label) : new Int16Array(given.row.length).fill(-1);
+    if (plain !== undefined) own.say(plain);
+    const label = given.label.length ? Int16Array.from(given.label) : new Int16Array(given.row.length).fill(-1);
     const cloud = { row: Int32Array.from(given.row), x: Float32Array.from(given.x), y: Float32Array.from(given.y), label };
-    const rest = given.classes.length ? "none" : "all rows";
-    shown = { ...view, cloud, classes: given.classes, names: [...given.classes, ...(label.includes(-1) ? [rest] : [])] };
-    parts.which.textContent = `${site}, layer ${layer}${at === null ? "" : `, offset ${at}`}, ${count(cloud.row.length)} rows`;
+    shown = { ...view, colour, cloud, classes: given.classes, entries: entriesOf(given.classes, label, colour) };
+    const offset = at === null ? "" : `, offset ${at}`;
+    const sample = given.n_fitted < given.n ? `, axes from ${count(given.n_fitted)} of them` : "";
+    parts.which.textContent = `${site}, layer ${layer}${offset}, ${count(cloud.row.length)} rows${sample}`;
     const [first, second] = given.variance.map((share) => `${(share * 100).toFixed(share < 0.1 ? 1 : 0)}%`);
     parts.across.textContent = `first axis, ${first} of the variance`;
     parts.along.textContent = `second axis, ${second}`;
@@ -64,6 +71,21 @@ export function projection(section, { texts, onPick, onHide, onColour, onOffset 
     list();
     own.drawn(`${run.run_id} ${site} ${layer}`);
     return true;
+  }
+
+  async function coloured({ run, site: { site }, layer, at, where, colour }, signal) {
+    const key = keyOf({ run, colour });
+    const points = (by) => ask(ofRun(run.run_id, "projection", { site, layer, at, where, ...by }), { signal });
+    if (uncoloured.has(key)) return points({});
+    try {
+      return await points({ colour });
+    } catch (error) {
+      if (!colour || error.status !== WRONG) throw error;
+      const plain = await points({}).catch(() => null);
+      if (!plain) throw error; // it was not for the colour
+      uncoloured.set(key, error.message);
+      return plain;
+    }
   }
 
   /** Without points: what is on the screen would be another layer's. */
@@ -77,30 +99,32 @@ export function projection(section, { texts, onPick, onHide, onColour, onOffset 
 
   function recolour() {
     if (!shown) return;
-    const { classes } = shown, bare = classes.length ? NONE : seriesColour(0);
-    points.colour([...classColours(classes), bare], [...classes, shown.names[classes.length]].map((name) => !hidden.has(name)));
+    points.colour(colours(), [...shown.classes, UNLABELLED].map((name) => !hidden.has(name)));
+  }
+
+  /** Of every class of the run, also of those that no row here has, so that a label keeps its colour; at the end, of none. */
+  function colours() {
+    return [...classColours(shown.classes), shown.colour ? NONE : seriesColour(0)];
   }
 
   function writeLegend() {
-    const { cloud, classes, names } = shown, colours = [...classColours(classes), classes.length ? NONE : seriesColour(0)];
-    const numbers = new Array(names.length).fill(0);
-    for (const label of cloud.label) numbers[label < 0 ? classes.length : label]++;
-    parts.legend.replaceChildren(...names.map((name, index) => {
+    const colour = colours();
+    parts.legend.replaceChildren(...shown.entries.map(({ key, name, index, number }) => {
       const title = `${name}: click to show or hide it, Shift and click for it alone`;
-      const button = make("button", { type: "button", "aria-pressed": String(!hidden.has(name)), title },
-        make("span", { class: "swatch" }), short(name, 28), make("span", { class: "number" }, count(numbers[index])));
-      button.style.setProperty("--colour", colours[index]);
-      button.dataset.label = name;
-      button.addEventListener("click", (event) => toggle(name, event.shiftKey));
+      const button = make("button", { type: "button", "aria-pressed": String(!hidden.has(key)), title },
+        make("span", { class: "swatch" }), short(name, 28), make("span", { class: "number" }, count(number)));
+      button.style.setProperty("--colour", colour[index]);
+      button.dataset.label = key;
+      button.addEventListener("click", (event) => toggle(key, event.shiftKey));
       return button;
     }));
   }
 
-  function toggle(name, alone) {
-    const others = shown.names.filter((other) => other !== name);
-    const isAlone = !hidden.has(name) && others.every((other) => hidden.has(other));
+  function toggle(key, alone) {
+    const others = shown.entries.map((entry) => entry.key).filter((other) => other !== key);
+    const isAlone = !hidden.has(key) && others.every((other) => hidden.has(other));
     if (alone) hidden = new Set(isAlone ? [] : others);
-    else if (!hidden.delete(name)) hidden.add(name);
+    else if (!hidden.delete(key)) hidden.add(key);
     for (const button of parts.legend.children) button.setAttribute("aria-pressed", String(!hidden.has(button.dataset.label)));
     recolour();
     list();
@@ -165,7 +189,7 @@ export function projection(section, { texts, onPick, onHide, onColour, onOffset 
       button.addEventListener("click", () => onPick(row.row));
       return make("tr", {}, make("td", {}, button), make("td", {}, label.get(row.row)), make("td", {}, String(row.text)));
     });
-    const head = make("tr", {}, ...["row", parts.colour.value, "text"].map((name) => make("th", { scope: "col" }, name)));
+    const head = make("tr", {}, ...["row", shown.colour, "text"].map((name) => make("th", { scope: "col" }, name)));
     const caption = make("caption", {}, `The first ${rows.length} in view; a row's number shows its neighbours`);
     into.replaceChildren(make("table", {}, caption, make("thead", {}, head), make("tbody", {}, ...rows)));
   }
@@ -187,10 +211,24 @@ export function projection(section, { texts, onPick, onHide, onColour, onOffset 
       recolour();
       if (shown) writeLegend();
     },
-    /** The colour of a label as it is drawn now, or undefined. */
+    /** The colour of a row's label as it is drawn now; undefined where points are coloured by something else. */
     colourOf(label) {
-      const index = shown ? shown.classes.indexOf(label) : -1;
-      return index < 0 ? undefined : classColours(shown.classes)[index];
+      const index = shown?.colour === "label" ? shown.classes.indexOf(label) : -1;
+      return index < 0 ? undefined : colours()[index];
     },
   };
+}
+
+function keyOf({ run, colour }) {
+  return `${run.run_id} ${colour}`;
+}
+
+/** What the legend names: the classes that some row here has, and the rows without one. */
+function entriesOf(classes, label, colour) {
+  const numbers = new Array(classes.length + 1).fill(0);
+  for (const code of label) numbers[code < 0 ? classes.length : code]++;
+  const rest = { key: UNLABELLED, name: colour ? `no ${colour}` : "all rows", index: classes.length };
+  return [...classes.map((name, index) => ({ key: name, name, index })), rest]
+    .map((entry) => ({ ...entry, number: numbers[entry.index] }))
+    .filter((entry) => entry.number > 0);
 }

@@ -9,8 +9,13 @@ const METRICS = {
 /**
  * @typedef {object} Result one probe, at any number of sites
  * @property {string} name its kind, with what is not as usual: the column, and how it was fitted
- * @property {string} column what it reads
- * @property {object[]} rows
+ * @property {{column: string, kind: string, balance: string, strength: number | null, solver: string}} probe which probe, in the
+ *   server's words
+ * @property {{name: string, chance: number | null, says: string, control: string, low: number, percent: boolean}} metric the score
+ *   that stands for it: accuracy, or what a probe of lists or of numbers has instead
+ * @property {Map<string, import("./axes.js").Point[]>} points by site, metric and label, so that what follows the pointer need not
+ *   go through every row
+ * @property {Map<string, string[]>} labels of each site: those that have an AUROC of their own there
  */
 
 /**
@@ -19,16 +24,10 @@ const METRICS = {
  * @returns {Result[]}
  */
 export function resultsOf(rows) {
-  const results = new Map();
-  for (const row of rows) {
-    const name = nameOf(row);
-    const result = results.get(name) ?? { name, column: row.label_column, rows: [], seen: new Set() };
-    results.set(name, result);
-    const key = [row.site, row.layer, row.metric, row.label].join("\n");
-    if (!result.seen.has(key)) result.rows.push(row);
-    result.seen.add(key);
-  }
-  return [...results.values()];
+  return [...Map.groupBy(rows, nameOf)].map(([name, own]) => {
+    const { label_column: column, kind, balance, strength, solver } = own[0];
+    return { name, probe: { column, kind, balance, strength, solver }, metric: metricOf(own), ...sorted(own) };
+  });
 }
 
 function nameOf(row) {
@@ -39,12 +38,27 @@ function nameOf(row) {
   return row.kind + column + balance + strength + solver;
 }
 
-/** The score that stands for a result: accuracy, or what a probe of lists or of numbers has instead. */
-export function metricOf(result) {
-  const has = (metric) => result.rows.some((row) => row.metric === metric && row.label === null);
+function metricOf(rows) {
+  const has = (metric) => rows.some((row) => row.metric === metric && row.label === null);
   const name = Object.keys(METRICS).find(has) ?? "accuracy";
-  const chances = { accuracy: result.rows.find((row) => row.metric === name)?.chance ?? null, auroc: 0.5, r2: 0 };
+  const chances = { accuracy: rows.find((row) => row.metric === name)?.chance ?? null, auroc: 0.5, r2: 0 };
   return { name, chance: chances[name], ...METRICS[name] };
+}
+
+function sorted(rows) {
+  const points = new Map(), labels = new Map();
+  for (const [key, same] of Map.groupBy(rows, (row) => keyOf(row.site, row.metric, row.label))) {
+    const layers = new Map(same.toReversed().filter((row) => row.value !== null).map((row) => [row.layer, row]));
+    const found = [...layers.values()].map((row) => ({ at: row.layer, value: row.value, low: row.low, high: row.high }));
+    points.set(key, found.sort((one, other) => one.at - other.at));
+    const { site, metric, label } = same[0];
+    if (metric === "auroc" && label !== null) labels.set(site, [...(labels.get(site) ?? []), label]);
+  }
+  return { points, labels };
+}
+
+function keyOf(site, metric, label) {
+  return JSON.stringify([site, metric, label]);
 }
 
 /**
@@ -52,14 +66,29 @@ export function metricOf(result) {
  * @returns {import("./axes.js").Point[]} `at` is the layer, ascending
  */
 export function byLayer(result, site, metric, label = null) {
-  return result.rows
-    .filter((row) => row.site === site && row.metric === metric && row.label === label && row.value !== null)
-    .map((row) => ({ at: row.layer, value: row.value, low: row.low, high: row.high }))
-    .sort((one, other) => one.at - other.at);
+  return result.points.get(keyOf(site, metric, label)) ?? [];
 }
 
 /** The labels that have an AUROC of their own at a site. */
 export function labelsOf(result, site) {
-  const found = result.rows.filter((row) => row.site === site && row.metric === "auroc" && row.label !== null);
-  return [...new Set(found.map((row) => row.label))];
+  return result.labels.get(site) ?? [];
+}
+
+/** What a probe at a site has a direction for: each of its labels, or the column of its numbers; an MLP has none. */
+export function directionsOf(result, site) {
+  if (result.probe.kind === "mlp" || !byLayer(result, site, result.metric.name).length) return [];
+  return result.metric.name === "r2" ? [result.probe.column] : labelsOf(result, site);
+}
+
+/** The result to show where nobody says which: of the column `label`, of the usual kind, fitted as usual, of most layers. */
+export function usualOf(results, site) {
+  const layers = (result) => byLayer(result, site, result.metric.name).length;
+  const ranked = (result) => [
+    result.probe.column === "label",
+    result.probe.kind === (result.metric.name === "r2" ? "ridge" : "linear"),
+    result.probe.balance === "none" && result.probe.strength === null && result.probe.solver === "affectome",
+    layers(result),
+  ].map(Number);
+  const differ = (one, other) => ranked(other).map((rank, index) => rank - ranked(one)[index]).find((apart) => apart) ?? 0;
+  return results.filter(layers).toSorted(differ)[0] ?? results[0] ?? null;
 }

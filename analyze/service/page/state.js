@@ -8,16 +8,18 @@
  * @property {number | null} at at a site on a grid, which offset
  * @property {string} probe which result the layer map shows
  * @property {string} where
- * @property {string} colour the column that points are coloured by
+ * @property {string} colour the column that points are coloured by; "" for none
  * @property {string[]} hide labels not shown
  * @property {string} metric
+ * @property {string} scaling how states are seen when neighbours are looked for
  * @property {string} text the sentence whose neighbours are shown
  * @property {number | null} row the point whose neighbours are shown
  * @property {string} along the label along whose direction the ends are shown
  */
 
-const TEXTS = { run: "", site: "", probe: "", where: "", colour: "label", metric: "cosine", text: "", along: "" };
+const TEXTS = { run: "", site: "", probe: "", where: "", colour: "label", metric: "cosine", scaling: "none", text: "", along: "" };
 const NUMBERS = ["layer", "at", "row"];
+const NAMES = ["run", "site", "layer", "at", "probe", "where", "colour", "hide", "metric", "scaling", "text", "row", "along"];
 
 /**
  * @param {string} hash as in `location.hash`
@@ -37,7 +39,7 @@ export function read(hash) {
  */
 export function written(state) {
   const kept = new URLSearchParams();
-  for (const name of ["run", "site", "layer", "at", "probe", "where", "colour", "hide", "metric", "text", "row", "along"]) {
+  for (const name of NAMES) {
     const otherwise = TEXTS[name] ?? null;
     for (const value of [state[name]].flat()) if (value !== otherwise && value !== null) kept.append(name, String(value));
   }

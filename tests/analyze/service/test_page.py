@@ -19,6 +19,7 @@ from analyze.persistence import measure_persistence
 from analyze.probes import ProbeSpec, probe_layers
 from analyze.query import Run, open_store
 from analyze.saved import save_probes
+from analyze.scaling import scaling_of
 from analyze.similarity import along, nearest
 from extract.corpus import Corpus
 from extract.models import Model
@@ -30,6 +31,7 @@ from tests.analyze.service.browsing import Served, Visit, browser, served, visit
 
 SITE = "resid.last"
 N_ROWS = 60
+N_MANY = 201  # one more than there can be colours
 HOSTILE = """<img src=x onerror="window.hacked = 1"><script>window.hacked = 1</script> & </p> said the label"""
 LABELS = ("<b>fear</b>", "joy")
 SENTENCE = "They moved the meeting again."
@@ -53,6 +55,7 @@ def run(tiny_model: Model, plant: Plant, tmp_path_factory: pytest.TempPathFactor
             "text": texts,
             "label": [LABELS[row % 2] for row in range(N_ROWS)],
             "split": ["train"] * (N_ROWS - 20) + ["test"] * 20,
+            "late": [None] * (N_ROWS - 20) + ["none"] * 20,
         }
     )
     directory = tmp_path_factory.mktemp("page")
@@ -64,6 +67,7 @@ def run(tiny_model: Model, plant: Plant, tmp_path_factory: pytest.TempPathFactor
         (made.layers, ProbeSpec("logistic")),
         (made.layers[:1], ProbeSpec("linear", strength=0.5, balance="weights")),
         (made.layers[:1], ProbeSpec("linear")),
+        (made.layers[:1], ProbeSpec("mlp", strength=1.0)),
     ):
         probed = probe_layers(made, SITE, layers, spec)
         results.save(made, probed.result)
@@ -174,7 +178,7 @@ def test_a_run_shows_every_layer_its_scores_and_its_curves(run: Run, opened: Ope
         assert shown.startswith(f"Layer {best.layer}: accuracy {best.test.accuracy.value:.0%}")
         assert drawn(page, "curves").locator(".curve").count() == 4
         names = page.locator("#map select option").all_inner_texts()
-        assert sorted(names) == ["linear", "linear, balance weights, strength 0.5", "logistic"]
+        assert sorted(names) == ["linear", "linear, balance weights, strength 0.5", "logistic", "mlp, strength 1"]
         expect(page.locator("#run option")).to_have_text(f"tiny · <i>texts · {N_ROWS} rows · {run.run_id[:8]}")
 
 
@@ -217,10 +221,26 @@ def test_the_legend_hides_and_shows_the_points_of_a_label(opened: Opened) -> Non
         assert page.url.count("hide=") == 1
 
 
-def test_points_can_be_coloured_by_another_column(opened: Opened) -> None:
+def test_points_can_be_coloured_by_any_column_or_none_and_a_class_keeps_its_colour(opened: Opened) -> None:
     with opened() as page:
-        page.get_by_label("Colour").select_option("split")
-        expect(page.locator(".legend button")).to_have_text(["test20", "train40"])
+        colour, legend = page.get_by_label("Colour"), page.locator(".legend button")
+        expect(colour.locator("option")).to_have_text(["label", "split", "late", "nothing"])
+        colour.select_option("split")
+        expect(legend).to_have_text(["test20", "train40"])
+        of_train = legend.nth(1).get_attribute("style")
+        condition = page.get_by_label("Rows where")
+        condition.fill("split = 'train'")
+        condition.press("Enter")
+        expect(legend).to_have_text(["train40"])
+        assert legend.get_attribute("style") == of_train
+        condition.fill("")
+        condition.press("Enter")
+        colour.select_option("late")
+        expect(legend).to_have_text(["none20", "no late40"])
+        legend.nth(0).click()
+        expect(legend.nth(1)).to_have_attribute("aria-pressed", "true")
+        colour.select_option("nothing")
+        expect(legend).to_have_text(["all rows60"])
 
 
 def test_the_wheel_and_a_drag_change_the_view_and_a_button_brings_all_of_it_back(opened: Opened) -> None:
@@ -251,26 +271,78 @@ def test_neighbours_of_a_sentence_are_those_of_the_library(run: Run, opened: Ope
         ringed = page.locator(".marks .near").evaluate_all("rings => rings.map((ring) => Number(ring.dataset.row))")
         assert sorted(ringed) == sorted(rows)
         expect(page.locator(".marks .place")).to_have_count(1)
+        page.locator("#neighbours li button").nth(3).press("Enter")
+        expect(page.locator("#neighbours h3")).to_contain_text(f"to row {rows[3]}:")
+        expect(page.locator("#neighbours .answers")).to_be_focused()
+        page.get_by_label("Colour").select_option("nothing")
+        expect(page.locator("#neighbours .label").first).to_have_attribute("style", re.compile("transparent"))
 
 
 def test_a_click_on_a_point_shows_the_neighbours_of_its_row(run: Run, opened: Opened) -> None:
     with opened("#layer=2&metric=euclidean") as page:
         row, x, y = hovered(page)
         page.mouse.click(x, y)
-        rows, _, _ = listed(drawn(page, "neighbours"))
         state = run.hidden(SITE, 2, rows=[row])
-        assert rows == [other for other in nearest(run, SITE, 2, state, 11, metric="euclidean").rows_QK[0] if other != row][:10]
+        for scaling, said in (("none", "raw"), ("centred", "centred"), ("standardised", "standardised")):
+            page.get_by_label("States").select_option(scaling)
+            expect(page.locator("#neighbours h3")).to_contain_text(f"by distance of {said} states")
+            rows, _, _ = listed(drawn(page, "neighbours"))
+            seen = scaling_of(run, SITE, 2, scaling)
+            expected = nearest(run, SITE, 2, state, 11, metric="euclidean", scaling=seen).rows_QK[0]
+            assert rows == [other for other in expected if other != row][:10]
         expect(page.locator("#neighbours h3")).to_contain_text(texts_of(run, [row])[0][:40])
         expect(page.locator(".marks .chosen")).to_have_attribute("data-row", str(row))
 
 
-def test_the_ends_of_a_direction_are_those_of_the_library(run: Run, opened: Opened) -> None:
-    expected = along(run, SITE, 2, probe_direction(run, SITE, 2, LABELS[0]).vector_D, 10)
+def test_the_ends_of_a_direction_are_those_of_the_probe_that_is_shown_among_the_rows_that_are(run: Run, opened: Opened) -> None:
     with opened("#layer=2") as page:
+        lists, which = page.locator("#neighbours .answers > div"), page.locator("#map select")
         page.get_by_label("Ends of").select_option(LABELS[0])
-        lists = drawn(page, "neighbours").locator(".answers > div")
-        assert listed(lists.nth(0))[0] == expected.top.rows_K.tolist()
-        assert listed(lists.nth(1))[0] == expected.bottom.rows_K.tolist()
+        for kind in ("linear", "logistic"):
+            which.select_option(kind)
+            expect(page.locator("#neighbours h3").first).to_have_text(f"Most “{LABELS[0]}”, probe {kind}")
+            direction = probe_direction(run, SITE, 2, LABELS[0], kind=kind).vector_D
+            expected = along(run, SITE, 2, direction, 10)
+            assert listed(lists.nth(0))[0] == expected.top.rows_K.tolist()
+            assert listed(lists.nth(1))[0] == expected.bottom.rows_K.tolist()
+        page.get_by_label("Rows where").fill("row < 12")
+        page.get_by_label("Rows where").press("Enter")
+        expect(page.locator("#neighbours .hint")).to_contain_text("8 of them stand at both ends")
+        assert listed(lists.nth(0))[0] == along(run, SITE, 2, direction, 10, rows=range(12)).top.rows_K.tolist()
+        which.select_option("mlp, strength 1")
+        expect(page.get_by_label("Ends of")).to_have_text("none of an MLP")
+        expect(page.locator("#neighbours li")).to_have_count(0)
+        assert "along=" not in page.url
+
+
+def score(kind: str, metric: str, layer: int, value: float, **changes: object) -> dict[str, object]:
+    """A row as /scores gives it."""
+    probe = {"kind": kind, "label_column": "label", "balance": "none", "strength": None, "solver": "affectome"}
+    interval = {"value": value, "low": value - 0.1, "high": value + 0.1}
+    return {"site": SITE, "metric": metric, "layer": layer, "label": None, "chance": None, **probe, **interval, **changes}
+
+
+def test_the_usual_probe_is_shown_first_and_one_far_below_chance_stays_on_its_axis(opened: Opened) -> None:
+    of_words = {"label_column": "split"}
+    rows = [
+        *(score("linear", "accuracy", layer, 0.5, **of_words) for layer in range(3)),
+        *(score("difference", "accuracy", layer, 0.5) for layer in range(3)),
+        *(score("linear", "accuracy", layer, 0.5, balance="weights") for layer in range(3)),
+        *(score("linear", "accuracy", layer, 0.5) for layer in range(2)),
+        *(score("ridge", "r2", layer, (0.5, -7.0, -0.4)[layer], label_column="valence") for layer in range(3)),
+    ]
+    with opened() as page:
+        page.route("**/scores", lambda route: route.fulfill(json={"rows": rows}))
+        page.reload()
+        drawn(page, "map", "linear")
+        page.locator("#map select").select_option("ridge of valence")
+        drawn(page, "map", "ridge of valence")
+        expect(page.locator("#map .key")).to_contain_text("what is below -1 is drawn at -1")
+        frame, line = page.locator("#map .empty, #map .chosen").bounding_box(), page.locator("#map .curve").last.bounding_box()
+        assert frame is not None
+        assert line is not None
+        assert line["y"] + line["height"] <= frame["y"] + frame["height"] + 4
+        expect(page.get_by_label("Ends of").locator("option")).to_have_text(["a direction", "valence"])
 
 
 def test_hostile_text_stays_text_wherever_it_is_shown(run: Run, opened: Opened) -> None:
@@ -298,6 +370,9 @@ def test_only_rows_of_the_condition_are_shown_and_a_wrong_one_is_refused_in_a_se
         condition.fill("colour = 1")
         condition.press("Enter")
         expect(status(page, "projection")).to_contain_text("colour")
+        condition.fill("row < 0")
+        condition.press("Enter")
+        expect(page.locator("#neighbours .hint")).to_have_text("No row fulfils the condition.")
         assert page.locator(".legend button").count() == 0
 
 
@@ -337,11 +412,15 @@ def test_an_empty_store_says_how_to_make_a_run(chromium: Browser, tmp_path_facto
         expect(here.page.locator("#notice")).to_contain_text("holds no run yet; make one with affectome extract")
 
 
-def test_a_run_without_probes_has_its_layers_and_says_how_to_probe_it(chromium: Browser, plant: Plant) -> None:
-    states = np.random.default_rng(0).standard_normal((3, 8, 4)).astype(np.float32)
-    run = plant(states, {})
+def test_a_run_without_probes_and_with_more_labels_than_colours_has_its_layers_and_says_how_to_probe_it(
+    chromium: Browser, plant: Plant
+) -> None:
+    states = np.random.default_rng(0).standard_normal((3, N_MANY, 4)).astype(np.float32)
+    run = plant(states, {"label": [f"label {row}" for row in range(N_MANY)]})
     with served(open_store(run.stored.store_location)) as started, alone(chromium, started) as here:
         drawn(here.page, "projection", " 1")
+        expect(status(here.page, "projection")).to_contain_text("has 201 values; colour by one with at most 200")
+        expect(here.page.locator(".legend button")).to_have_text(["all rows201"])
         expect(status(here.page, "map")).to_contain_text(f"affectome probe STORE {run.run_id} --site {SITE}")
         expect(status(here.page, "curves")).to_contain_text(f"affectome persistence STORE {run.run_id}")
         here.page.locator('[data-layer="2"]').click()
@@ -364,6 +443,12 @@ def test_another_run_is_shown_as_a_whole_once_it_is_picked(chromium: Browser, ti
             expect(here.page.locator(".which")).to_have_text(re.compile(rf"{re.escape(site)}, layer \d, {n_rows} rows"))
             expect(here.page.locator("#facts code")).to_have_text(plan.run.run_id)
             assert f"run={plan.run.run_id}" in here.page.url
+        here.page.evaluate("location.hash = '#run=zzz&layer=0'")
+        expect(here.page.locator("#notice")).to_contain_text("no run zzz; choose one of its 2")
+        here.page.locator('[data-layer="1"]').click()
+        drawn(here.page, "projection", f"{plans[1].run.run_id} resid.mean 1")
+        expect(here.page.locator("#notice")).to_be_hidden()
+        assert f"run={plans[1].run.run_id}" in here.page.url
 
 
 def test_results_that_are_damaged_are_named_and_the_rest_is_shown(chromium: Browser, plant: Plant) -> None:
