@@ -8,7 +8,6 @@ from analyze.query import Run
 from analyze.service.answers import json_answer, rows_answer
 from analyze.service.asked import RunName
 from analyze.service.documents import RowsDocument, RunDocument, RunsDocument, SiteDocument
-from analyze.service.loading import load
 from analyze.service.shelf import Shelf
 from analyze.views import results_of
 from extract.sites import Site
@@ -41,14 +40,12 @@ def router(shelf: Shelf) -> APIRouter:
     def scores(run: RunName) -> Response:
         """The scores of the probes that are kept with a run, an interval a row."""
         with shelf.run(run) as opened:
-            load()
             return rows_answer(results_of([opened], "scores", 1))
 
     @routes.get("/api/runs/{run}/persistence", response_model=RowsDocument)
     def persistence(run: RunName) -> Response:
         """The persistence curves that are kept with a run, an interval a row."""
         with shelf.run(run) as opened:
-            load()
             return rows_answer(results_of([opened], "persistence", 1))
 
     return routes

@@ -21,7 +21,6 @@ from analyze.service.asked import MOST, MOST_SQL, RunName, Which, taken
 from analyze.service.documents import ExtremesDocument, NeighboursDocument
 from analyze.service.kept import Kept
 from analyze.service.limits import check_count
-from analyze.service.loading import load
 from analyze.service.planes import Planes, short
 from analyze.service.shelf import Shelf
 from analyze.similarity import Scaling, along, check_one_state, checked_vectors, nearest
@@ -151,8 +150,7 @@ def _query(shelf: Shelf, run: Run, asked: Nearest) -> NDArray[np.float64]:
         return np.asarray(run.hidden(asked.site, asked.layer, rows=[asked.row])[0], np.float64)
     if not shelf.settings.texts:
         raise ValueError("this service reads no new texts; ask by row or vector, or start it without --no-texts")
-    load()
-    from analyze.new_texts import states_of_texts
+    from analyze.new_texts import states_of_texts  # these take seconds to load
     from extract.compute import ExtractionError
 
     assert asked.text is not None, "one of the three is given"
@@ -171,8 +169,7 @@ def _direction(shelf: Shelf, run: Run, asked: Along) -> tuple[NDArray[np.float64
     """The direction asked for, (D,), and what made it."""
     if (asked.label is None) == (asked.where is None) or (asked.where is None) != (asked.other is None):
         raise ValueError("give a label of a kept probe, or both where and other; among says which utterances are found")
-    load()
-    from analyze.directions import probe_direction
+    from analyze.directions import probe_direction  # it takes seconds to load
 
     _check_readable(run, asked)
     if asked.label is not None:

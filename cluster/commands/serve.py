@@ -50,7 +50,6 @@ def serve(
     from analyze.query import open_store
     from analyze.service.access import checked_token, is_loopback, new_token
     from analyze.service.app import application
-    from analyze.service.loading import load
     from analyze.service.settings import Settings
 
     opened = open_store(store)
@@ -62,8 +61,15 @@ def serve(
         typer.echo(f"serving {opened.location} at {_url(host, listening)} until Ctrl-C")
         if asked is not None and token is None:
             note(f"every request must show this token, which is another one each time: {asked}")
-        threading.Thread(target=load, name="loading").start()
+        threading.Thread(target=_load, name="loading").start()
         _answer(app, listening)
+
+
+def _load() -> None:
+    """Load what takes seconds before somebody waits for it."""
+    import analyze.directions
+    import analyze.report.tables
+    import analyze.results  # noqa: F401
 
 
 def _listening(host: str, port: int) -> socket.socket:
