@@ -290,8 +290,10 @@ _SCORINGS = {
 
 
 class _Best:
-    """The best rows so far, for one query; they are put in order when they are twice as many, or nearly all rows asked for
-    would be sorted again with each block."""
+    """The best rows so far, for one query.
+
+    They are put in order when they are twice as many as asked for: with each block, many neighbours would be sorted very often.
+    """
 
     def __init__(self, k: int) -> None:
         self._k = k

@@ -92,7 +92,9 @@ def router(shelf: Shelf, planes: Planes) -> APIRouter:
     routes, settings = APIRouter(), shelf.settings
     scalings = Kept[tuple[str, str, int, str], Scaling | None](_SCALINGS_KEPT)
 
-    def seen(run: Run, asked: Nearest) -> Scaling | None:
+    def scaling_for(run: Run, asked: Nearest) -> Scaling | None:
+        if asked.scaling == "none":
+            return None
         key = (run.run_id, asked.site, asked.layer, asked.scaling)
         return scalings.get(key, lambda: scaling_of(run, asked.site, asked.layer, asked.scaling))
 
@@ -103,7 +105,7 @@ def router(shelf: Shelf, planes: Planes) -> APIRouter:
         with shelf.run(run) as opened:
             rows_N = _rows(shelf, opened, asked.where)
             query_D = _query(shelf, opened, asked)
-            scaling = seen(opened, asked)
+            scaling = scaling_for(opened, asked)
             found = nearest(
                 opened, asked.site, asked.layer, query_D, asked.k, metric=asked.metric, scaling=scaling, rows=rows_N
             )

@@ -142,7 +142,7 @@ def along(
         direction_D, of, scored = probe.vector_D, {"label": probe.label, **asdict(probe.spec)}, _along(probe)
     found = opened.along(site, layer, direction_D, k, among)
     if len(set(found["row"].to_pylist())) < len(found):
-        note("few utterances are chosen, so some are at both ends")
+        note(f"there are fewer than twice {k:,} utterances, so some are at both ends")
     if path is not None:
         _write(found, path)
         return

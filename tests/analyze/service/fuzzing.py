@@ -153,11 +153,12 @@ class Fuzz:
         body["site"] = draw(st.sampled_from(("resid.last",) * 6 + SITES))
         body["layer"] = draw(st.sampled_from((0, 1, 1, 2, 2**63)))
         body["k"] = draw(st.sampled_from((1, 3, 40, 1000, 10**9)))
-        for name in ("where", "other"):
-            if name in body or draw(st.integers(0, 3)) == 0:
-                body[name] = draw(sql(CONDITIONS + INJECTIONS))
+        condition = sql(CONDITIONS + INJECTIONS)
+        among = "among" if path.endswith("/along") else "where"
+        if among in body or draw(st.integers(0, 3)) == 0:
+            body[among] = draw(condition)
         if path.endswith("/along"):
-            body["label"] = draw(st.sampled_from(("joy", "fear", "nobody", None)))
+            self._deepen_direction(draw, condition, body)
             return
         given = draw(st.sampled_from(("row", "row", "vector", "text")))
         for name in ("row", "vector", "text"):
@@ -166,6 +167,23 @@ class Fuzz:
         width = draw(st.sampled_from((0, 1, 3, 3, 3, 4)))
         of = {"row": st.sampled_from((0, 39, 40, 2**63 - 1)), "vector": st.lists(numbers, min_size=width, max_size=width)}
         body[given] = draw(of.get(given, TEXT))
+
+    def _deepen_direction(self, draw: st.DrawFn, condition: st.SearchStrategy[str], body: dict[str, Any]) -> None:
+        if draw(st.booleans()):
+            body.update(label=None, where=draw(condition), other=draw(condition))
+            return
+        body.pop("where", None)
+        body.pop("other", None)
+        body["label"] = draw(st.sampled_from(("joy", "fear", "nobody")))
+        for name, values in (
+            ("column", ("label", "label", "n_tokens", "marks", "nothing")),
+            ("kind", (None, "linear", "mlp", "cubic")),
+            ("balance", (None, "none", "weights", "fair")),
+            ("strength", (None, None, 0.5, 0, -1, 1e308)),
+            ("solver", (None, "affectome", "abacus")),
+        ):
+            if name in body or draw(st.integers(0, 3)) == 0:
+                body[name] = draw(st.sampled_from(values))
 
     def send(self, request: Case[Any] | Raw) -> None:
         """Send one and check its answer.
