@@ -17,6 +17,7 @@ from analyze.columns import LABEL
 from analyze.plane import MOST_WIDTH
 from analyze.query import open_store
 from analyze.service import search
+from analyze.service.asked import MOST_SQL
 from analyze.service.settings import Settings
 from cluster.cli import app
 from cluster.commands.serve import DEFAULT_MEMORY, DEFAULT_TIMEOUT_S
@@ -140,6 +141,8 @@ def test_the_limits_of_the_page_are_those_of_the_service() -> None:
         f"{limits.timeout_s:g} s, and 1 GB beside its tables",
         f"{limits.at_once} requests, {limits.queries_at_once} of them in SQL; others wait {limits.wait_s:g} s",
         f"{limits.most_body_bytes >> 20} MiB, and {limits.stall_s:g} s to send it",
+        f"and {limits.response_s:g} s for all of it",
+        f"{MOST_SQL:,} characters of SQL",
     ):
         assert said in page, said
 
