@@ -4,7 +4,6 @@ import contextlib
 import errno
 import signal
 import socket
-import threading
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -58,15 +57,15 @@ def serve(
         asked = new_token()
     with contextlib.closing(_listening(host, port)) as listening:
         app = application(opened, Settings(token=asked, texts=texts, timeout_s=timeout, memory=memory))
+        _load()
         typer.echo(f"serving {opened.location} at {_url(host, listening)} until Ctrl-C")
         if asked is not None and token is None:
             note(f"every request must show this token, which is another one each time: {asked}")
-        threading.Thread(target=_load, name="loading").start()
         _answer(app, listening)
 
 
 def _load() -> None:
-    """Load what takes seconds before somebody waits for it."""
+    """Load what takes seconds before the service says that it is there, so that its first page is as fast as any."""
     import analyze.directions
     import analyze.report.tables
     import analyze.results  # noqa: F401
