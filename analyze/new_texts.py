@@ -64,7 +64,7 @@ def states_of_texts(run: Run, site: str, layer: int, texts: Sequence[str]) -> ND
 
 
 def _unreadable(text: str, error: UnreadableTextError) -> str:
-    """The same without the row and the options of a corpus, which a new text has not."""
+    """The same without the row, and without remedies that only a corpus has."""
     shown = repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
     if not error.n_tokens:
         return f"the text {shown} has no tokens of its own, so it has no state; give one with words"

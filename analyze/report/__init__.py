@@ -96,7 +96,7 @@ def _page(run: Run, evidence: Evidence) -> Page:
         persistence=persistence_sections(persistence, _best_layer(LAST, probes)),
         persistence_command=""
         if manifest.identity.imported
-        else provenance.commands_to_measure(run, "persistence", *_persistence_options(run, best)),
+        else provenance.commands_to_measure(run, "persistence", *_persistence_arguments(run, best)),
         contrasts=tuple(contrast_section(result) for result in evidence.transfers),
         asked=(
             *(zero_shot_section(result) for result in evidence.zero_shots),
@@ -116,7 +116,7 @@ def _best_layer(site: str, probes: Sequence[ProbeResult]) -> int:
     return next((probe.best_layer for probe in probes if probe.site == site), probes[0].best_layer)
 
 
-def _persistence_options(run: Run, best: ProbeResult) -> tuple[str, ...]:
+def _persistence_arguments(run: Run, best: ProbeResult) -> tuple[str, ...]:
     """Without resid.last there is no layer that persistence is measured at by default."""
     return () if LAST in run.sites else ("--layers", str(best.best_layer))
 

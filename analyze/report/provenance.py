@@ -183,28 +183,28 @@ def _command(name: str, run: Run, *options: str) -> str:
 
 
 def _probe_command(run: Run, probe: ProbeResult) -> str:
-    layers = _layers_option(run, probe.site, [entry.layer for entry in probe.layers])
-    return _command("probe", run, "--site", probe.site, *_spec_options(probe.spec), *layers)
+    layers = _layers_argument(run, probe.site, [entry.layer for entry in probe.layers])
+    return _command("probe", run, "--site", probe.site, *_spec_arguments(probe.spec), *layers)
 
 
-def _spec_options(spec: ProbeSpec) -> list[str]:
+def _spec_arguments(spec: ProbeSpec) -> list[str]:
     """What of a probe's specification a command has to say."""
-    options, usual = ["--kind", spec.kind], ProbeSpec(spec.kind)
+    arguments, usual = ["--kind", spec.kind], ProbeSpec(spec.kind)
     if spec.column != usual.column:
-        options += ["--label", spec.column]
+        arguments += ["--label", spec.column]
     if spec.strength is not None:
-        options += ["--regularisation", f"{spec.strength:g}"]
+        arguments += ["--regularisation", f"{spec.strength:g}"]
     if spec.balance != usual.balance:
-        options += ["--balance", spec.balance]
-    return options if spec.solver == usual.solver else [*options, "--solver", spec.solver]
+        arguments += ["--balance", spec.balance]
+    return arguments if spec.solver == usual.solver else [*arguments, "--solver", spec.solver]
 
 
-def _layers_option(run: Run, site: str, layers: Sequence[int]) -> tuple[str, ...]:
+def _layers_argument(run: Run, site: str, layers: Sequence[int]) -> tuple[str, ...]:
     return () if tuple(layers) == run.layers_of(site) else ("--layers", _list(layers))
 
 
 def _geometry_command(run: Run, result: GeometryResult) -> str:
-    layers = _layers_option(run, result.site, [entry.layer for entry in result.layers])
+    layers = _layers_argument(run, result.site, [entry.layer for entry in result.layers])
     return _command("geometry", run, "--site", result.site, *layers)
 
 
@@ -217,8 +217,8 @@ def _transfer_command(run: Run, result: TransferResult) -> str:
         *by,
         "--site",
         result.site,
-        *_spec_options(result.spec),
-        *_layers_option(run, result.site, result.layers),
+        *_spec_arguments(result.spec),
+        *_layers_argument(run, result.site, result.layers),
     )
     return command if by else f"{command}  # its sources, {', '.join(result.sources)}, were given from Python"
 
