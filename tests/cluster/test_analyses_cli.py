@@ -9,30 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from typer.testing import CliRunner, Result
 
-from cluster.cli import app
 from extract.models import Model
+from tests.cluster.terminal import printed, refusal, typed
 
 EMOTIONS = ("fear", "joy", "neutral")
-
-
-def typed(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def printed(*arguments: str | Path) -> str:
-    """What a command that ends well prints."""
-    done = typed(*arguments)
-    assert done.exit_code == 0, done.exception
-    return done.stdout
-
-
-def refusal(*arguments: str | Path) -> str:
-    """What a command that is used wrongly says."""
-    done = typed(*arguments)
-    assert isinstance(done.exception, ValueError), done.output
-    return str(done.exception)
 
 
 @pytest.fixture(scope="module")

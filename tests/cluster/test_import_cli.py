@@ -10,36 +10,17 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from typer.testing import CliRunner, Result
 
 from analyze.query import Run, open_store
-from cluster.cli import app
 from cluster.commands.importing import DEFAULT_TEMPLATE, DEFAULT_TENSOR
 from cluster.plans.holdings import Holdings
 from extract.importing import UNKNOWN
 from extract.models import Model
 from extract.states_file import TENSOR
+from tests.cluster.terminal import printed, refusal, typed
 
 PAGE = Path(__file__).parents[2] / "docs" / "import.md"
 N_ROWS = 40
-
-
-def typed(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def printed(*arguments: str | Path) -> str:
-    """What a command that ends well prints."""
-    done = typed(*arguments)
-    assert done.exit_code == 0, done.exception
-    return done.stdout
-
-
-def refusal(*arguments: str | Path) -> str:
-    done = typed(*arguments)
-    assert isinstance(done.exception, ValueError), done.output
-    assert "\n" not in str(done.exception)
-    return str(done.exception)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from extract.models import Model
-from tests.cluster.test_analyses_cli import printed, refusal
+from tests.cluster.terminal import printed, refusal
 
 MINE = "brief=Be brief."
 

@@ -9,39 +9,20 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
-from typer.testing import CliRunner, Result
 
 from analyze.directions import mean_difference, probe_direction
 from analyze.probes import ProbeSpec
 from analyze.query import Run, open_store
-from cluster.cli import app
 from extract.models import Model
+from tests.cluster.terminal import ended_well, refusal
 
 EMOTIONS = ("fear", "joy", "calm")
 WHERE = "label = 'joy'"
 
 
-def typed(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def printed(*arguments: str | Path) -> Result:
-    """A command that ends well."""
-    done = typed(*arguments)
-    assert done.exit_code == 0, done.exception
-    return done
-
-
 def said(*arguments: str | Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(printed(*arguments, "--json").stdout)
+    found: dict[str, Any] = json.loads(ended_well(*arguments, "--json").stdout)
     return found
-
-
-def refusal(*arguments: str | Path) -> str:
-    done = typed(*arguments)
-    assert isinstance(done.exception, ValueError), done.output
-    assert "\n" not in str(done.exception)
-    return str(done.exception)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +36,9 @@ def stored(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple
     (directory / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
     location = str(directory / "store")
     extract = ("extract", "--model", tiny_model.name, "--corpus", directory / "corpus.jsonl", "--store", location)
-    run_id = printed(*extract).stdout.split()[-1]
-    printed("probe", location, run_id)
-    printed("probe", location, run_id, "--label", "valence", "--layers", "2")
+    run_id = ended_well(*extract).stdout.split()[-1]
+    ended_well("probe", location, run_id)
+    ended_well("probe", location, run_id, "--label", "valence", "--layers", "2")
     return location, run_id
 
 
@@ -92,8 +73,8 @@ def test_metric_centring_condition_and_count_are_the_runs_own(stored: tuple[str,
     assert [(row["query"], row["row"], row["score"]) for row in found["utterances"]] == list(
         zip(*(expected[name].to_pylist() for name in ("query", "row", "score")), strict=True)
     )
-    assert "centred dot, resid.last, layer 2" in printed("nearest", *stored, "--row", "1", *how).stdout
-    assert "no utterance" in printed("nearest", *stored, "--row", "1", "--layer", "2", "--where", "false").stderr
+    assert "centred dot, resid.last, layer 2" in ended_well("nearest", *stored, "--row", "1", *how).stdout
+    assert "no utterance" in ended_well("nearest", *stored, "--row", "1", "--layer", "2", "--where", "false").stderr
 
 
 @pytest.mark.parametrize("settings", [(), ("--balance", "weights", "--regularisation", "0.5")])
@@ -102,7 +83,7 @@ def test_both_ends_of_a_probes_class_are_found_and_which_probe_is_said(
 ) -> None:
     spec = ProbeSpec("linear", 0.5, "weights") if settings else ProbeSpec()
     if settings:
-        printed("probe", *stored, *settings)
+        ended_well("probe", *stored, *settings)
     asked = ("along", *stored, "--layer", "2", "--label", "joy", *settings)
     direction = probe_direction(run, "resid.last", 2, "joy", balance=spec.balance, strength=spec.strength)
     expected = run.along("resid.last", 2, direction.vector_D, 10)
@@ -111,7 +92,7 @@ def test_both_ends_of_a_probes_class_are_found_and_which_probe_is_said(
     assert [row["row"] for row in found["utterances"]] == expected["row"].to_pylist()
     how = ", balance weights, regularisation 0.5" if settings else ""
     title = f"projection along 'joy' of the linear probe of 'label'{how}, resid.last, layer 2"
-    assert title in " ".join(printed(*asked).stdout.split())
+    assert title in " ".join(ended_well(*asked).stdout.split())
 
 
 def test_both_ends_of_numbers_and_between_two_means_are_found(stored: tuple[str, str], run: Run) -> None:
@@ -134,8 +115,8 @@ def test_both_ends_of_numbers_and_between_two_means_are_found(stored: tuple[str,
 
 def test_ends_that_overlap_are_told(stored: tuple[str, str]) -> None:
     asked = ("along", *stored, "--layer", "2", "--label", "joy", "-k", "3", "--among")
-    assert "some are at both ends" in printed(*asked, "row < 5").stderr
-    assert "both ends" not in printed(*asked, "row < 6").stderr
+    assert "some are at both ends" in ended_well(*asked, "row < 5").stderr
+    assert "both ends" not in ended_well(*asked, "row < 6").stderr
 
 
 def test_columns_of_the_corpus_are_not_shown_as_what_was_found(tiny_model: Model, tmp_path: Path) -> None:
@@ -143,7 +124,7 @@ def test_columns_of_the_corpus_are_not_shown_as_what_was_found(tiny_model: Model
     (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
     store = tmp_path / "store"
     extract = ("extract", "--model", tiny_model.name, "--corpus", tmp_path / "corpus.jsonl", "--store", store)
-    run_id = printed(*extract).stdout.split()[-1]
+    run_id = ended_well(*extract).stdout.split()[-1]
     shown = ["score", "row", "utterance_id", "label", "text"]
     near = ("nearest", store, run_id, "--layer", "1", "-k", "1", "--row", "2")
     assert list(said(*near)["utterances"][0]) == shown
@@ -155,18 +136,18 @@ def test_columns_of_the_corpus_are_not_shown_as_what_was_found(tiny_model: Model
 
 
 def test_what_was_found_is_written_with_all_columns(stored: tuple[str, str], run: Run, tmp_path: Path) -> None:
-    done = printed("nearest", *stored, "--row", "4", "--layer", "1", "--out", tmp_path / "near.parquet")
+    done = ended_well("nearest", *stored, "--row", "4", "--layer", "1", "--out", tmp_path / "near.parquet")
     assert "wrote 10 rows" in done.stderr
     written = pyarrow.parquet.read_table(tmp_path / "near.parquet")
     assert written.column_names == ["score", *run.utterances().column_names]
-    printed("along", *stored, "--label", "joy", "--layer", "1", "--out", tmp_path / "ends.csv")
+    ended_well("along", *stored, "--label", "joy", "--layer", "1", "--out", tmp_path / "ends.csv")
     with (tmp_path / "ends.csv").open(newline="") as file:
         assert [row["end"] for row in csv.DictReader(file)] == ["top"] * 10 + ["bottom"] * 10
     assert "outside of it" in refusal("nearest", *stored, "--row", "4", "--layer", "1", "--out", f"{stored[0]}/x.csv")
 
 
 def test_what_would_command_the_terminal_is_shown_and_not_obeyed(stored: tuple[str, str]) -> None:
-    shown = printed("nearest", *stored, "--row", "4", "--layer", "1", "-k", "1").stdout
+    shown = ended_well("nearest", *stored, "--row", "4", "--layer", "1", "-k", "1").stdout
     assert r"joy \x1b[31mred and a second line of it" in shown
     assert "\x1b" not in shown
 

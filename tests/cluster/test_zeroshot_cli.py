@@ -3,24 +3,11 @@
 import json
 from pathlib import Path
 
-from typer.testing import CliRunner, Result
-
 from analyze.query import open_store
 from analyze.results import zero_shots
-from cluster.cli import app
 from cluster.commands.zeroshot import DEFAULT_MAX_TOKENS
 from extract.models import Model
-
-
-def typed(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def printed(*arguments: str | Path) -> Result:
-    """A command that ends well."""
-    done = typed(*arguments)
-    assert done.exit_code == 0, done.exception
-    return done
+from tests.cluster.terminal import ended_well, typed
 
 
 def test_the_answers_are_scored_kept_and_held_against_a_probe_where_there_is_one(writing_model: Model, tmp_path: Path) -> None:
@@ -28,15 +15,15 @@ def test_the_answers_are_scored_kept_and_held_against_a_probe_where_there_is_one
     rows = [{"text": f"{name} number {index}", "label": name} for index in range(10) for name in ("fear", "joy", "neutral")]
     corpus.write_text("\n".join(map(json.dumps, rows)))
     store = tmp_path / "store"
-    run_id = printed("extract", "--model", writing_model.name, "--corpus", corpus, "--store", store).stdout.split()[-1]
-    alone = printed("zero-shot", store, run_id, "--max-tokens", "5")
+    run_id = ended_well("extract", "--model", writing_model.name, "--corpus", corpus, "--store", store).stdout.split()[-1]
+    alone = ended_well("zero-shot", store, run_id, "--max-tokens", "5")
     assert (
         f"no linear probe of resid.last is kept to hold the answers against; make one: affectome probe {store}" in alone.stderr
     )
     assert "probe_less_zero_shot" not in alone.stdout
-    printed("probe", store, run_id, "--layers", "1,2")
-    result = json.loads(printed("zero-shot", store, run_id, "--max-tokens", "5", "--json").stdout)
-    shown = printed("zero-shot", store, run_id, "--max-tokens", "5").stdout
+    ended_well("probe", store, run_id, "--layers", "1,2")
+    result = json.loads(ended_well("zero-shot", store, run_id, "--max-tokens", "5", "--json").stdout)
+    shown = ended_well("zero-shot", store, run_id, "--max-tokens", "5").stdout
     assert result["classes"] == ["fear", "joy", "neutral"]
     assert result["max_tokens"] == 5
     for interval in (result["coverage"], result["accuracy"], result["beside"]["accuracy"], result["beside"]["difference"]):
