@@ -9,20 +9,30 @@ each row is of one by chance and nearly every chunk holds some. Reads alternate 
 Shape suffixes: L layers, N rows of a shard, D width.
 """
 
-import argparse
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from first_run import commit, processor
-from rich.console import Console
 from rich.table import Table
-from store import LAYER, SITE, WIDTH, CountingObjects, Measured, create, evict, load, seconds, speed_table, states, write_shard
+from store import (
+    LAYER,
+    SITE,
+    WIDTH,
+    CountingObjects,
+    Measured,
+    asked,
+    create,
+    evict,
+    headed,
+    load,
+    seconds,
+    speed_table,
+    states,
+    write_shard,
+)
 
 from analyze.query import Run, open_store
 from extract.stored_run import StoredRun
@@ -45,16 +55,11 @@ print(planned - began, time.perf_counter() - planned)
 
 def main() -> None:
     """Measure everything and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=400_000)
-    parser.add_argument("--directory", type=Path, help="where to write; a temporary directory without it")
-    arguments = parser.parse_args()
+    arguments = asked(__doc__)
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
         root = Path(directory)
         run = planted(root / "store", arguments.rows)
-        console = Console(highlight=False)
-        console.print(f"{datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {processor()}, {os.cpu_count()} cores")
-        console.print(f"python benchmarks/query.py --rows {arguments.rows}")
+        console = headed("query", arguments.rows)
         console.print(costs(run))
         console.print(speed_table(speeds(run, root / "plain")))
         console.print(waits(run))

@@ -10,22 +10,17 @@ scikit-learn says the same, row and rank.
 Shape suffixes: L layers, N rows of a shard, D width, Q queries, K neighbours.
 """
 
-import argparse
-import os
 import statistics
 import tempfile
 import tracemalloc
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from first_run import commit, processor
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 from sklearn.neighbors import NearestNeighbors
-from store import SITE, WIDTH, create, seconds, write_shard
+from store import SITE, WIDTH, asked, create, headed, seconds, write_shard
 
 from analyze.query import Run, open_store
 from analyze.scaling import moments
@@ -37,10 +32,7 @@ LAYER, K, ROUNDS = 0, 10, 5
 
 def main() -> None:
     """Measure everything and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=400_000)
-    parser.add_argument("--directory", type=Path, help="where to write; a temporary directory without it")
-    arguments = parser.parse_args()
+    arguments = asked(__doc__)
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
         location = str(Path(directory) / "store")
         stored = create(Path(location), arguments.rows, layers=1)
@@ -50,9 +42,7 @@ def main() -> None:
         table = Table("what", "seconds", "MiB at peak", "same neighbours")
         for row in [*ours(run), *beside_scikit_learn(run)]:
             table.add_row(*row)
-    console = Console(highlight=False)
-    console.print(f"{datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {processor()}, {os.cpu_count()} cores")
-    console.print(f"python benchmarks/similarity.py --rows {arguments.rows}")
+    console = headed("similarity", arguments.rows)
     console.print(table)
 
 

@@ -8,20 +8,15 @@ what the disk adds is in benchmarks/store.py.
 Shape suffixes: L layers, N rows of a shard, D width.
 """
 
-import argparse
-import os
 import statistics
 import tempfile
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Unpack
 
 import numpy as np
-from first_run import commit, processor
-from rich.console import Console
 from rich.table import Table
-from store import SITE, WIDTH, create, seconds, states, write_shard
+from store import SITE, WIDTH, asked, create, headed, seconds, states, write_shard
 from torch.utils.data import DataLoader
 
 from analyze.query import Run, open_store
@@ -33,10 +28,7 @@ BATCH = 256
 
 def main() -> None:
     """Measure everything and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=400_000)
-    parser.add_argument("--directory", type=Path, help="where to write; a temporary directory without it")
-    arguments = parser.parse_args()
+    arguments = asked(__doc__)
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
         location = str(Path(directory) / "store")
         stored = create(Path(location), arguments.rows, layers=2)
@@ -47,9 +39,7 @@ def main() -> None:
         for what, n_bytes, action in actions(location, stored.run_id):
             took = statistics.median(seconds(action) for _ in range(5))
             table.add_row(what, f"{took:.3f}", f"{n_bytes / took / 1e6:,.0f}" if n_bytes else "")
-    console = Console(highlight=False)
-    console.print(f"{datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {processor()}, {os.cpu_count()} cores")
-    console.print(f"python benchmarks/slices.py --rows {arguments.rows}")
+    console = headed("slices", arguments.rows)
     console.print(table)
 
 

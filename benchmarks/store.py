@@ -111,10 +111,7 @@ class CountingObjects(LocalObjects):
 
 def main() -> None:
     """Measure everything and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=400_000)
-    parser.add_argument("--directory", type=Path, help="where to write; a temporary directory without it")
-    arguments = parser.parse_args()
+    arguments = asked(__doc__)
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
         root = Path(directory)
         stored = create(root / "store", arguments.rows)
@@ -122,12 +119,26 @@ def main() -> None:
         lines += [write_without_fsync(stored, root / "volatile")]
         run = open_store(str(root / "store")).run(stored.run_id)
         lines += reads(run, root / "plain")
-        console = Console(highlight=False)
-        console.print(f"{datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {processor()}, {os.cpu_count()} cores")
-        console.print(f"python benchmarks/store.py --rows {arguments.rows}")
+        console = headed("store", arguments.rows)
         console.print(speed_table(lines))
         for line in [*touches(run), *answers(root / "store", stored.run_id)]:
             console.print(line)
+
+
+def asked(description: str | None) -> argparse.Namespace:
+    """How many rows, and where, whoever runs a benchmark of a large run asks for."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=400_000)
+    parser.add_argument("--directory", type=Path, help="where to write; a temporary directory without it")
+    return parser.parse_args()
+
+
+def headed(name: str, n_rows: int) -> Console:
+    """A console on which stands when, on what and how a benchmark was run."""
+    console = Console(highlight=False)
+    console.print(f"{datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {processor()}, {os.cpu_count()} cores")
+    console.print(f"python benchmarks/{name}.py --rows {n_rows}")
+    return console
 
 
 def create(
